@@ -1,0 +1,26 @@
+// Planted bugs: faults built in on purpose, one at a time, to prove that the tests would find them (tests/planted).
+// Only the test library that is compiled with TIDEMARK_PLANTED_BUGS can switch one on; everywhere else the
+// condition is the constant false and costs nothing.
+#pragma once
+
+#include <cstdint>
+
+namespace tidemark {
+
+enum class Planted : std::uint8_t {
+  none,
+  ack_before_durable,     // the log reports a commit durable when its write is queued
+  skip_block_checksum,    // the reader believes what it reads
+  rot_taken_for_torn,     // recovery drops a rotted last commit although it was acknowledged
+  quiet_resume,           // agent goes on although the server knows less than it once acknowledged
+  aborted_shows_through,  // the index forgets which ranges were aborted
+};
+
+#ifdef TIDEMARK_PLANTED_BUGS
+inline Planted planted_bug = Planted::none;  // set by the test before anything starts
+inline bool planted(Planted bug) { return planted_bug == bug; }
+#else
+constexpr bool planted(Planted) { return false; }
+#endif
+
+}  // namespace tidemark

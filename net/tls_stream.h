@@ -1,0 +1,101 @@
+// One TLS connection on asio: OpenSSL over a BIO of our own, fed from a receive buffer that all streams of a thread share.
+//
+// Push model. When the socket is readable the stream receives into the shared buffer, decrypts straight into the space
+// that the handler offers, and says how much came. A partial TLS record is kept per stream, nothing else is, so an idle
+// connection costs little. Belongs to the thread of its io_context; handlers are called on it, never from within a call
+// of the stream by the handler's own code other than read()/write() documented below. The stream dies with its owner: after
+// close() or destruction no handler is called.
+#pragma once
+
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "net/tls_context.h"
+
+namespace tidemark::net {
+
+// Shared by the streams of one thread.
+class ReceiveBuffer {
+ public:
+  explicit ReceiveBuffer(std::size_t size = 256 << 10);
+  std::span<std::byte> span();
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+// Who is at the other end, once the handshake is done.
+struct Peer {
+  std::string address;                  // "192.0.2.7:41234"
+  std::string alpn;
+  bool has_certificate = false;
+  MachineId machine;                    // from the certificate's URI name tidemark:machine:<hex>; nil for the server's
+  std::string certificate_serial;       // hex
+  std::int64_t certificate_expires_us = 0;
+  bool resumed = false;
+};
+
+class TlsStream {
+ public:
+  class Handler {
+   public:
+    virtual void on_handshake(const Peer& peer) = 0;
+    // Where the next plaintext bytes go. Empty: reading pauses until resume_reading().
+    virtual std::span<std::byte> read_space() = 0;
+    // `size` bytes were put there. May call write(), pause (by an empty read_space next), close().
+    virtual void on_read(std::size_t size) = 0;
+    // The send queue is empty again after it had passed the high-water mark.
+    virtual void on_writable() = 0;
+    // Called once. No error: the peer closed in order. Code::unauthenticated: certificate trouble, told in words
+    // (unknown authority, expired, not yet valid, no certificate, wrong token's authority); unavailable, timed_out: the network.
+    virtual void on_closed(const std::optional<Error>& error) = 0;
+
+   protected:
+    ~Handler() = default;
+  };
+
+  // Takes a connected socket. `server_name` is for the client's check of the server's certificate: it must carry the
+  // DNS name or IP address, or the fixed name "tidemark-server", which every server certificate of ours has.
+  TlsStream(asio::ip::tcp::socket socket, std::shared_ptr<TlsContext> context, ReceiveBuffer& buffer, Handler& handler);
+  ~TlsStream();
+
+  void start();  // handshake, then reading
+  // Encrypts and queues. Copies. Past `send_high_water` bytes queued the return is false: the caller should wait for
+  // on_writable; the bytes are queued all the same, up to a hard limit, beyond which the stream closes with Code::busy.
+  bool write(std::span<const std::byte> bytes);
+  bool write(std::span<const std::byte> head, std::span<const std::byte> body);  // as one
+  std::size_t queued() const;
+  void resume_reading();
+  // Sends what is queued, then close_notify, then closes (within a bounded time); on_closed follows.
+  void shutdown();
+  void close();  // at once; no on_closed follows
+
+  const Peer& peer() const;
+
+  // Moves an established connection to another thread's io_context: detach on the old thread (nothing may be queued for
+  // sending), attach on the new one. Undecrypted bytes travel along.
+  struct Detached;
+  std::unique_ptr<Detached> detach();
+  TlsStream(std::unique_ptr<Detached> detached, asio::io_context& context, ReceiveBuffer& buffer, Handler& handler);
+
+  struct Counters {
+    std::uint64_t bytes_received = 0, bytes_sent = 0;
+  };
+  const Counters& counters() const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace tidemark::net

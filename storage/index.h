@@ -1,0 +1,88 @@
+// The index of a partition: RocksDB 7.8, one column family, no write-ahead log. Derived from the log; DESIGN of the
+// keys in docs/log_format.md ("The index"). Keys are big-endian:
+//
+//   01                                    the mark: LogMark; in the same WriteBatch as what it covers
+//   10 | volume u32 | region u32 | ~lsn   a delta: one record's extents in one 1 MiB region
+//   20 | segment u64                      live references into it (absolute count)
+//   30 | machine 16 | ~epoch u64          EpochEntry of a committed epoch
+//   31 | machine 16                       OpenEpochEntry, if one is open
+//   32 | machine 16                       AbortedRanges
+//   50 | machine 16                       MachineRecord
+//
+// apply() and flush() belong to one thread (the indexer's, or recovery's); every reading call is thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "storage/commit_info.h"
+#include "storage/records.pb.h"
+
+namespace tidemark::storage {
+
+// Where the newest visible version of some granules stands.
+struct Extent {
+  std::uint64_t first_granule = 0;   // the part that is visible
+  std::uint32_t granules = 0;
+  // The block that holds it.
+  std::uint64_t block_first_granule = 0;
+  std::uint32_t block_granules = 0;
+  wire::Encoding encoding{};
+  SegmentId segment;
+  std::uint32_t offset = 0;          // of the block's header in the segment
+  std::uint32_t stored_size = 0;
+  EpochNumber epoch;
+};
+
+struct IndexOptions {
+  std::uint64_t cache_bytes = 64 << 20;
+  std::uint64_t write_buffer_bytes = 64 << 20;
+};
+
+class Index {
+ public:
+  // Makes it when it does not exist. Code::corrupt: it can be rebuilt from the log (delete it and open again).
+  static Result<std::unique_ptr<Index>> open(const std::string& directory, const IndexOptions& options);
+  ~Index();
+
+  LogMark mark() const;              // applied, maybe not yet persisted
+  LogMark persisted_mark() const;    // survives a crash
+  Status apply(std::span<const CommitInfo> commits);
+  Status flush();                    // what was applied is durable when it returns well
+
+  std::vector<pb::MachineRecord> machines() const;
+  std::optional<pb::OpenEpochEntry> open_epoch(const MachineId& machine) const;
+  std::optional<pb::EpochEntry> newest_epoch(const MachineId& machine) const;  // fuzzy ones too
+  Result<std::optional<pb::EpochEntry>> epoch(const MachineId& machine, EpochNumber number) const;
+  // Newest first. `limit` 0: all. Fuzzy epochs are left out unless asked for.
+  Result<std::vector<pb::EpochEntry>> epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy) const;
+
+  // The visible extents of [first, first + count) granules as of `as_of`, in order, not overlapping; what no extent
+  // covers was never written and reads as zeroes.
+  Result<std::vector<Extent>> lookup(const MachineId& machine, VolumeId volume, Lsn as_of, std::uint64_t first_granule,
+                                     std::uint64_t count) const;
+  // Every region of a volume that has any version, in order: lets a reader skip what is empty.
+  Result<std::vector<std::uint32_t>> regions(VolumeId volume, std::uint32_t from, std::size_t limit) const;
+
+  Result<std::uint64_t> live_references(SegmentId segment) const;
+  struct Usage {
+    std::uint64_t deltas = 0;        // estimated keys
+    std::uint64_t disk_bytes = 0;
+    std::uint64_t memory_bytes = 0;
+  };
+  Usage usage() const;
+
+ private:
+  struct Impl;
+  explicit Index(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tidemark::storage

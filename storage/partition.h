@@ -1,0 +1,132 @@
+// A partition: a store with an identity (log + index + catalog), owned by one shard. The unit of placement.
+//
+// Directory: partition.toml-like superblock `partition` (id, salt, format version, server id), `log/`, `index/`.
+//
+// Everything not marked "any thread" belongs to the shard's thread. Reads of an acknowledged epoch wait until the
+// indexer has applied it; acknowledgement never waits for the index.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "storage/file.h"
+#include "storage/index.h"
+#include "storage/log.h"
+#include "storage/reader.h"
+#include "storage/recovery.h"
+#include "wire/block.h"
+
+namespace tidemark::storage {
+
+struct PartitionOptions {
+  std::uint64_t segment_size = limits::kSegmentSizeDefault;
+  std::uint32_t reserve_segments = limits::kReserveSegments;
+  std::uint32_t commits_in_flight_max = 2;
+  std::uint64_t free_space_min = 256 << 20;  // below this on the file system no new segment is formatted
+  IndexOptions index;
+};
+
+// A machine as the store has it, in memory on the shard. A copy can travel.
+struct MachineState {
+  pb::MachineRecord record;
+  // Newest committed and durable epoch (0: none), and the newest that is a point.
+  EpochNumber durable_epoch;
+  Hash128 durable_digest;
+  Lsn durable_lsn;
+  WallMicros durable_time_us = 0;
+  EpochNumber newest_point;
+  WallMicros newest_point_us = 0;
+  EpochNumber next_epoch{1};
+  std::optional<pb::OpenEpochEntry> open_epoch;  // as far as durable
+  WallMicros unchanged_as_of_us = 0;             // in memory only
+};
+
+class Partition {
+ public:
+  class Listener {
+   public:
+    // An epoch of this machine is durable: acknowledge it.
+    virtual void on_epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) = 0;
+    // Payload bytes of this machine's blocks became durable (or failed with the log) and left the buffers.
+    virtual void on_bytes_durable(const MachineId& machine, std::uint64_t payload_bytes) = 0;
+    // After Code::busy: there is room again.
+    virtual void on_room() = 0;
+    virtual void on_stopped(const Error& why) = 0;
+
+   protected:
+    ~Listener() = default;
+  };
+
+  // Makes a new, empty one. Durable when it returns.
+  static Status create(FileSystem& files, const std::string& directory, PartitionId id, const std::string& server_id);
+
+  struct Opened {
+    std::unique_ptr<Partition> partition;
+    RecoveryResult recovery;
+  };
+  // Recovers, replays into the index, raises the incarnation, starts the indexer. Blocking; on the shard's thread,
+  // before it serves. Code::corrupt fences the partition: it cannot be opened, nothing is changed.
+  static Result<Opened> open(FileSystem& files, const std::string& directory, PartitionId id,
+                             const std::string& server_id, const PartitionOptions& options, IoQueue& queue,
+                             const Clock& clock, Listener& listener);
+  ~Partition();  // close() first for a clean end
+
+  // --- catalog ---
+  const MachineState* find(const MachineId& machine) const;
+  const MachineState* find_by_name(const std::string& name) const;
+  void for_each_machine(const std::function<void(const MachineState&)>& visit) const;
+  // Writes the machine's record whole (new, renamed, quarantined, removed ...). `durable` is called once it is.
+  Status put_machine(const pb::MachineRecord& record, std::function<void(Status)> durable);
+  // Adds or resizes a disk and gives its number; the record is in the log before any block that follows.
+  Result<pb::DiskRecord> open_disk(const MachineId& machine, const pb::DiskRecord& disk);
+
+  // --- epochs: the caller has checked the order (wire/server_session.h) and the blocks (wire::check_blocks) ---
+  // Each fails with Code::busy, having done nothing, when the log has no room now.
+  Status begin_epoch(const MachineId& machine, const pb::EpochBeginRecord& begin);
+  Status append_blocks(const MachineId& machine, DiskId disk, std::span<const std::byte> payload);
+  Status commit_epoch(const MachineId& machine, const pb::EpochCommitRecord& commit);
+  Status abort_epoch(const MachineId& machine, const pb::EpochAbortRecord& abort);
+  void set_unchanged(const MachineId& machine, WallMicros as_of_us);
+
+  // --- the loop ---
+  void end_turn();  // closes the open commit; the caller then submits the queue
+  void on_idle();
+  std::size_t room() const;
+  bool stopped() const;
+  // Waits for the log, applies and flushes the index, joins the indexer. Nothing is appended afterwards.
+  Status close();
+
+  // --- any thread ---
+  // Waits (bounded by `timeout`) until the index has the epoch. Code::not_found names what is there instead.
+  Result<std::unique_ptr<Reader>> read(const MachineId& machine, DiskId disk, EpochNumber epoch,
+                                       std::chrono::milliseconds timeout);
+  Result<std::vector<pb::EpochEntry>> epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy,
+                                             std::chrono::milliseconds timeout);
+  // The newest point at or before `time_us` (nullopt: the newest of all).
+  Result<pb::EpochEntry> point_at(const MachineId& machine, std::optional<WallMicros> time_us,
+                                  std::chrono::milliseconds timeout);
+
+  struct Stats {
+    Log::Counters log;
+    Lsn last_lsn, durable_lsn, indexed_lsn;
+    std::uint64_t index_lag_bytes = 0;
+    std::uint64_t segments = 0, segments_reserved = 0, segment_size = 0;
+    Index::Usage index;
+    SpaceInfo space;
+    std::uint64_t damaged_reads = 0;
+  };
+  Stats stats() const;
+
+ private:
+  struct Impl;
+  explicit Partition(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tidemark::storage
