@@ -45,6 +45,16 @@ TEST(Checksum, Sha256AgreesWithFips180) {
   EXPECT_EQ(to_hex(sha256("abc")), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
+TEST(Checksum, Sha256InPiecesIsThatOfTheWhole) {
+  Sha256Stream stream;
+  stream.update(bytes_of("a"));
+  stream.update({});
+  stream.update(bytes_of("bc"));
+  Sha256Stream moved = std::move(stream);
+  EXPECT_EQ(moved.finish(), sha256("abc"));
+  EXPECT_EQ(Sha256Stream().finish(), sha256(""));
+}
+
 TEST(Ids, AMachineIdSurvivesItsTextForm) {
   std::array<std::byte, 16> bytes;
   secure_random(bytes);
