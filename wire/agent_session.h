@@ -39,7 +39,7 @@ class AgentSession {
     virtual void on_epoch_begun(EpochNumber epoch) = 0;
     virtual void on_durable(EpochNumber epoch, const Hash128& digest) = 0;
     virtual void on_open_epoch_progress(const pb::OpenEpoch& open) = 0;
-    virtual void on_credit() = 0;            // more may be sent: see credit()
+    virtual void on_credit() = 0;  // more may be sent: see credit()
     virtual void on_digests(const pb::DigestReply& reply) = 0;
     virtual void on_throttle(std::uint32_t pause_ms, const std::string& reason) = 0;
     virtual void on_renewed(const std::string& certificate_pem) = 0;

@@ -25,14 +25,14 @@ enum class Encoding : std::uint8_t {
   zero = 2,  // no stored bytes; any number of granules reads as zeroes
 };
 
-struct BlockHeader {               // little-endian, stored and sent as it lies here
+struct BlockHeader {  // little-endian, stored and sent as it lies here
   std::uint64_t first_granule;
   std::uint64_t epoch;
-  std::uint32_t granules;          // 1..16; for zero 1..2^32-1
-  std::uint32_t stored_size;       // bytes that follow; below the plain size for zstd
+  std::uint32_t granules;     // 1..16; for zero 1..2^32-1
+  std::uint32_t stored_size;  // bytes that follow; below the plain size for zstd
   std::uint32_t disk;
   std::uint8_t encoding;
-  std::uint8_t reserved[3];        // zero
+  std::uint8_t reserved[3];  // zero
   std::uint64_t hash_low;
   std::uint64_t hash_high;
 

@@ -26,7 +26,7 @@ namespace tidemark::wire {
 // What the store knows of a machine, copied for the session at Hello.
 struct MachineView {
   std::string name;
-  EpochNumber durable_epoch;          // committed and durable
+  EpochNumber durable_epoch;  // committed and durable
   Hash128 durable_digest;
   EpochNumber next_epoch{1};
   std::optional<pb::OpenEpoch> open_epoch;  // begun, neither committed nor aborted, as far as durable
@@ -58,7 +58,7 @@ class ServerSession {
   };
 
   struct Limits {
-    std::uint32_t credit = 0;           // bytes granted at first
+    std::uint32_t credit = 0;  // bytes granted at first
     std::uint32_t payload_max = limits::kFramePayloadMax;
   };
 
@@ -66,7 +66,8 @@ class ServerSession {
 
   // One whole frame, its header decoded and its payload complete.
   Status on_frame(const FrameHeader& header, std::span<const std::byte> payload);
-  // Epochs up to `epoch` are durable (they were committed earlier); `open` tells how far the open one is, when asked for.
+  // Epochs up to `epoch` are durable (they were committed earlier); `open` tells how far the open one is, when asked
+  // for.
   void on_durable(EpochNumber epoch, const Hash128& digest, const std::optional<pb::OpenEpoch>& open);
   // Payload bytes left the buffers: they are granted again.
   void on_credit_returned(std::uint32_t bytes);
@@ -74,10 +75,10 @@ class ServerSession {
   // The store's answer came after the session asked for it to be throttled.
   void throttle(std::uint32_t pause_ms, const std::string& reason);
 
-  bool ready() const;                        // Hello was answered with Welcome
-  bool closed() const;                       // Goodbye came
+  bool ready() const;   // Hello was answered with Welcome
+  bool closed() const;  // Goodbye came
   std::optional<EpochNumber> open_epoch() const;
-  std::int64_t clock_offset_us() const;      // the agent's clock less ours
+  std::int64_t clock_offset_us() const;  // the agent's clock less ours
   const pb::Hello& hello() const;
 
  private:
@@ -100,7 +101,7 @@ class ServerSession {
   // The open epoch, as received (durable or not).
   std::optional<EpochNumber> epoch_;
   EpochContent content_;
-  Hash128 last_digest_;               // of the newest epoch committed in or before this session, durable or not
+  Hash128 last_digest_;  // of the newest epoch committed in or before this session, durable or not
 };
 
 }  // namespace tidemark::wire
