@@ -19,6 +19,7 @@ struct BlockPlace {
   std::uint32_t stored_size = 0;
   std::uint32_t offset = 0;          // of the block's header within its segment (segments are below 4 GiB)
   wire::Encoding encoding{};
+  bool operator==(const BlockPlace&) const = default;
 };
 
 struct RecordInfo {
@@ -30,7 +31,9 @@ struct RecordInfo {
   std::uint32_t first_block = 0;     // in CommitInfo::blocks
   std::uint32_t block_count = 0;
   Hash128 sum;                       // of the blocks' hashes
+  std::uint32_t payload_size = 0;
   std::string control;               // the payload of every type but blocks
+  bool operator==(const RecordInfo&) const = default;
 };
 
 struct CommitInfo {
@@ -43,6 +46,7 @@ struct CommitInfo {
   WallMicros arrival_us = 0;
   std::vector<RecordInfo> records;
   std::vector<BlockPlace> blocks;
+  bool operator==(const CommitInfo&) const = default;
 };
 
 // Up to where the index has applied the log. The next commit to apply is at `offset` of `segment`, or the first one of

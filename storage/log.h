@@ -45,6 +45,7 @@ struct LogTail {
   std::uint64_t last_checksum = 0;
   SegmentId last_segment;          // the log goes on in a new segment after it, never behind a recovered tail
   std::uint64_t last_segment_end = 0;
+  Lsn stated_lsn;                  // what the disk says is durable; on_idle() says last_lsn when this is behind
 };
 
 class Log {
