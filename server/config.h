@@ -1,0 +1,60 @@
+// The configuration of tidemarkd: a TOML file, every key optional. deploy/tidemarkd.toml is the annotated example.
+//
+// What is wrong with a file is one Error: its object is "file:line", its text names the key and what is allowed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/limits.h"
+#include "base/status.h"
+
+namespace tidemark::server {
+
+struct Config {
+  struct Server {
+    std::string listen = "0.0.0.0:7443";  // port 0: the kernel chooses
+    std::string admin_socket;             // empty: DIR/admin.sock
+    std::uint32_t shards = 0;             // 0: as many as there are cores, at most one per partition
+    bool pin = true;
+    std::string log_level = "info";
+    std::string log_format = "text";
+  } server;
+  struct Limits {
+    std::uint32_t sessions = limits::kSessionsMaxDefault;
+    std::uint32_t handshakes = limits::kHandshakesInFlightMax;  // in flight, per shard
+    std::uint32_t per_source_handshakes = 200;                  // begun per second by one address; bursts of four times that
+    std::uint64_t session_credit = limits::kSessionCreditMax;   // bytes
+    std::uint64_t memory = 512_MiB;                             // of frame buffers, all shards together
+  } limits;
+  struct Storage {
+    std::uint64_t segment_size = limits::kSegmentSizeDefault;
+    std::uint32_t reserve_segments = limits::kReserveSegments;
+    std::uint64_t free_space_min = 256_MiB;
+    std::uint32_t commits_in_flight = 2;
+    std::uint64_t index_cache = 64_MiB;  // per partition
+  } storage;
+  struct Alarms {
+    std::uint32_t no_point_minutes = 10;
+  } alarms;
+};
+
+// `origin` names the text in errors.
+Result<Config> parse_config(std::string_view text, const std::string& origin);
+Result<Config> load_config(const std::string& path);
+
+// What `tidemarkd init` writes: every key with its default, as a comment.
+std::string default_config_text(const std::string& listen);
+
+// "64MiB", "1GiB", "4096", "512 KiB". Code::invalid_argument when it is none.
+Result<std::uint64_t> parse_size(std::string_view text);
+
+struct HostPort {
+  std::string host;
+  std::uint16_t port = 0;
+};
+// "192.0.2.1:7443", "[::1]:0", "staging.example:7443".
+Result<HostPort> parse_host_port(std::string_view text);
+
+}  // namespace tidemark::server
