@@ -15,6 +15,13 @@ echo "clang-format: $(wc -w <<<"$files") files"
 # shellcheck disable=SC2086
 clang-format-19 --dry-run -Werror $files
 
+headers=$(grep -E '^(base|wire|net|storage|server|agent|cli)/.*\.h$' <<<"$files" || true)
+if [ -n "$headers" ]; then
+  echo "self-contained headers: $(wc -w <<<"$headers") files"
+  xargs -r -n 1 -P "$(nproc)" g++ -std=gnu++23 -fsyntax-only -x c++ -w -I. -I"$build" -DASIO_STANDALONE \
+    -DASIO_SEPARATE_COMPILATION -DSPDLOG_COMPILED_LIB -DSPDLOG_FMT_EXTERNAL <<<"$headers"
+fi
+
 # Tests and benchmarks are held to the compiler's warnings and the layout only: gtest's macros drown the rest.
 sources=$(grep -E '^(base|wire|net|storage|server|agent|cli)/.*\.cc$' <<<"$files" || true)
 [ -n "$sources" ] || exit 0
