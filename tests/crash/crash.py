@@ -107,7 +107,7 @@ class Machine(threading.Thread):
         self.syncs = 0
 
     def tool(self, *arguments):
-        return [self.binaries / "tidemark-agent", "--state-dir", self.state, *arguments]
+        return [self.binaries / "tidemark-agent", *arguments, "--state-dir", self.state]
 
     def enroll(self, token):
         subprocess.run(self.tool("enroll", self.server.address, "--token", token, "--name", self.label),
@@ -217,8 +217,8 @@ def main():
     machines = [Machine(i, server, arguments.bin.resolve(), root, seed, stopping) for i in range(arguments.machines)]
     try:
         for machine in machines:
-            token = subprocess.run([arguments.bin / "tidemark", "--socket", server.data / "admin.sock", "token", "create",
-                                    "--json"], check=True, capture_output=True, text=True).stdout
+            token = subprocess.run([arguments.bin / "tidemark", "token", "create", "--json", "--socket",
+                                    server.data / "admin.sock"], check=True, capture_output=True, text=True).stdout
             machine.enroll(json.loads(token)["token"])
         for machine in machines:
             machine.start()
