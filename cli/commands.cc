@@ -1,0 +1,343 @@
+#include "cli/commands.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <istream>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+#include "cli/format.h"
+
+namespace tidemark::cli {
+namespace {
+
+using nlohmann::json;
+
+// Scrubs what could act on a terminal: names and reasons come from machines.
+std::string clean(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = '?';
+  return text;
+}
+
+std::string or_dash(std::string text) { return text.empty() ? "-" : clean(std::move(text)); }
+
+std::string moment(const json& object, const char* key, WallMicros now_us) {
+  const auto time = time_at(object, key);
+  return time ? human_time(*time) + " (" + human_age(*time, now_us) + ")" : "-";
+}
+
+std::string seconds_of(const json& object, const char* key) {
+  const auto seconds = number_at(object, key);
+  return seconds ? human_duration(static_cast<std::int64_t>(*seconds)) : "-";
+}
+
+std::string size_of(const json& object, const char* key) {
+  const auto bytes = number_at(object, key);
+  return bytes ? human_size(*bytes) : "-";
+}
+
+bool quarantined(const json& machine) {
+  return flag_at(machine, "quarantine") || !text_at(machine, "quarantine").empty();
+}
+
+std::string state_of(const json& machine) {
+  std::string state = or_dash(text_at(machine, "state"));
+  if (flag_at(machine, "revoked")) state += ", revoked";
+  if (quarantined(machine)) state += ", quarantined";
+  return state;
+}
+
+std::string percent_of(const json& machine) {
+  const auto found = machine.find("percent");
+  return found != machine.end() && found->is_number() ? fmt::format("{:.0f} %", found->get<double>()) : "-";
+}
+
+std::string disks_of(const json& machine) {
+  std::uint64_t bytes = 0;
+  const json& disks = array_at(machine, "disks");
+  for (const json& disk : disks) bytes += number_at(disk, "size").value_or(0);
+  return fmt::format("{}, {}", disks.size(), human_size(bytes));
+}
+
+int answer(const Context& context, const json& value) {
+  context.out << value.dump(2, ' ', false, json::error_handler_t::replace) << '\n';
+  return 0;
+}
+
+void field(std::ostream& out, const char* name, const std::string& value) {
+  out << fmt::format("{:<20}{}\n", name, value);
+}
+
+void print_machine(const Context& context, const json& machine) {
+  std::ostream& out = context.out;
+  const WallMicros now = context.clock.wall_us();
+  field(out, "machine", or_dash(text_at(machine, "name")));
+  field(out, "id", or_dash(text_at(machine, "id")));
+  field(out, "state", state_of(machine) + ", since " + moment(machine, "state_since", now));
+  if (const std::string cause = text_at(machine, "cause"); !cause.empty()) {
+    field(out, "cause", clean(cause));
+    field(out, "remedy", or_dash(text_at(machine, "remedy")));
+  }
+  if (const std::string why = text_at(machine, "quarantine"); !why.empty()) field(out, "quarantine", clean(why));
+  if (machine.contains("percent") && machine["percent"].is_number())
+    field(out, "progress", percent_of(machine) + ", " + seconds_of(machine, "eta_seconds") + " left");
+  const std::string peer = clean(text_at(machine, "address"));
+  field(out, "connected", flag_at(machine, "connected") ? (peer.empty() ? "yes" : "yes, from " + peer) : "no");
+  field(out, "newest point",
+        fmt::format("epoch {}, {}", number_at(machine, "newest_point").value_or(0),
+                    moment(machine, "newest_point_time", now)));
+  if (time_at(machine, "unchanged_as_of")) field(out, "unchanged as of", moment(machine, "unchanged_as_of", now));
+  field(out, "lag", seconds_of(machine, "lag_seconds") + ", backlog " + size_of(machine, "backlog_bytes"));
+  field(out, "durable epoch", std::to_string(number_at(machine, "durable_epoch").value_or(0)));
+  for (const json& disk : array_at(machine, "disks"))
+    field(out, "disk",
+          fmt::format("{}  {}  {}", number_at(disk, "disk").value_or(0), or_dash(text_at(disk, "name")),
+                      size_of(disk, "size")));
+  field(out, "agent", or_dash(text_at(machine, "agent_version")));
+  field(out, "certificate expires", moment(machine, "certificate_expires", now));
+  field(out, "partition", std::to_string(number_at(machine, "partition").value_or(0)));
+}
+
+Outcome patch_machine(Context& context, const std::string& machine, const json& change, const std::string& done) {
+  const json changed = TIDEMARK_TRY(context.client.patch(machine_path(machine), change));
+  if (context.json) return answer(context, changed);
+  context.out << clean(text_at(changed, "name")) << ": " << done << '\n';
+  return 0;
+}
+
+}  // namespace
+
+Result<std::uint64_t> parse_duration(const std::string& text) {
+  std::uint64_t amount = 0;
+  const char* const end = text.data() + text.size();
+  const auto [unit, error] = std::from_chars(text.data(), end, amount);
+  std::uint64_t seconds = 0;
+  if (unit + 1 == end) {
+    switch (*unit) {
+      case 's': seconds = 1; break;
+      case 'm': seconds = 60; break;
+      case 'h': seconds = 3600; break;
+      case 'd': seconds = 86400; break;
+      default: break;
+    }
+  }
+  constexpr std::uint64_t kSecondsMax = 10ULL * 366 * 86400;
+  if (error != std::errc{} || seconds == 0 || amount == 0 || amount > kSecondsMax / seconds)
+    return fail(Code::invalid_argument, text, "not a duration", "write it like 90s, 15m, 1h or 2d");
+  return amount * seconds;
+}
+
+Outcome create_token(Context& context, const TokenRequest& request) {
+  json body = {{"ttl_seconds", TIDEMARK_TRY(parse_duration(request.ttl))}};
+  if (!request.machine.empty()) body["machine"] = request.machine;
+  if (!request.address.empty()) body["address"] = request.address;
+  const json made = TIDEMARK_TRY(context.client.post("/v1/tokens", body));
+  if (context.json) return answer(context, made);
+  // The token alone on stdout, so that TOKEN=$(tidemark token create) works; the rest is for who reads along.
+  context.out << text_at(made, "token") << std::endl;
+  if (const auto expires = time_at(made, "expires"))
+    context.err << "works once, until " << human_time(*expires) << " (" << human_age(*expires, context.clock.wall_us())
+                << "); on the source machine: tidemark-agent enroll --token TOKEN"
+                << (request.machine.empty() ? "" : " --replace") << '\n';
+  return 0;
+}
+
+Outcome list_machines(Context& context) {
+  const json list = TIDEMARK_TRY(context.client.get("/v1/machines"));
+  if (context.json) return answer(context, list);
+  const json& machines = array_at(list, "machines");
+  if (machines.empty()) {
+    context.out << "no machines yet; `tidemark token create` makes the token to enrol one with\n";
+    return 0;
+  }
+  const WallMicros now = context.clock.wall_us();
+  using enum Table::Align;
+  Table table({{"NAME"},
+               {"STATE"},
+               {"DONE", right},
+               {"ETA", right},
+               {"LAG", right},
+               {"BACKLOG", right},
+               {"NEWEST POINT"},
+               {"DISKS"}});
+  for (const json& machine : machines)
+    table.add({or_dash(text_at(machine, "name")), state_of(machine), percent_of(machine),
+               seconds_of(machine, "eta_seconds"), seconds_of(machine, "lag_seconds"),
+               size_of(machine, "backlog_bytes"), moment(machine, "newest_point_time", now), disks_of(machine)});
+  table.print(context.out);
+  bool first = true;
+  for (const json& machine : machines) {
+    std::string cause = text_at(machine, "cause");
+    if (cause.empty()) cause = text_at(machine, "quarantine");
+    if (cause.empty()) continue;
+    if (std::exchange(first, false)) context.out << '\n';
+    const std::string remedy = text_at(machine, "remedy");
+    context.out << clean(text_at(machine, "name")) << ": " << clean(cause)
+                << (remedy.empty() ? "" : " (" + clean(remedy) + ")") << '\n';
+  }
+  return 0;
+}
+
+Outcome show_machine(Context& context, const std::string& machine) {
+  const json found = TIDEMARK_TRY(context.client.get(machine_path(machine)));
+  if (context.json) return answer(context, found);
+  print_machine(context, found);
+  return 0;
+}
+
+Outcome rename_machine(Context& context, const std::string& machine, const std::string& name) {
+  return patch_machine(context, machine, {{"name", name}}, "renamed, was " + machine);
+}
+
+Outcome decide_quarantine(Context& context, const std::string& machine, bool accept) {
+  return patch_machine(context, machine, {{"quarantine", accept ? "accept" : "keep"}},
+                       accept ? "accepted: whoever showed the new fingerprint is this machine from now on"
+                              : "kept: the fingerprint it was enrolled with stays the only one taken");
+}
+
+Outcome revoke_machine(Context& context, const std::string& machine) {
+  return patch_machine(context, machine, {{"revoked", true}},
+                       "revoked: none of its certificates is taken any more; its points stay. To let it back in: "
+                       "`tidemark token create --machine " +
+                           machine + "`");
+}
+
+Outcome remove_machine(Context& context, const std::string& machine, const std::string& confirmation) {
+  const json found = TIDEMARK_TRY(context.client.get(machine_path(machine)));
+  const std::string name = text_at(found, "name");
+  std::string confirmed = confirmation;
+  if (confirmed.empty() && context.terminal && !context.json) {
+    context.err << "This removes " << clean(name) << " (" << disks_of(found) << ") and all of its recovery points.\n"
+                << "Type its name to go on: " << std::flush;
+    std::getline(context.in, confirmed);
+  }
+  if (confirmed != name)
+    return fail(Code::invalid_argument, name, "not removed: its name was not given as confirmation",
+                "add --confirm " + name + "; all of its points would be gone");
+  TIDEMARK_TRY(context.client.remove(machine_path(text_at(found, "id"), "?confirm=" + path_segment(confirmed))));
+  if (context.json) return answer(context, {{"removed", name}, {"id", text_at(found, "id")}});
+  context.out << clean(name) << ": removed, with all of its points\n";
+  return 0;
+}
+
+Outcome list_points(Context& context, const std::string& machine, std::uint64_t limit, bool fuzzy) {
+  std::string query = "/points";
+  if (limit > 0) query += "?limit=" + std::to_string(limit);
+  if (fuzzy) query += limit > 0 ? "&fuzzy=1" : "?fuzzy=1";
+  const json list = TIDEMARK_TRY(context.client.get(machine_path(machine, query)));
+  if (context.json) return answer(context, list);
+  const json& points = array_at(list, "points");
+  if (points.empty()) {
+    context.out << "no points yet; `tidemark machine show " << machine << "` tells how far it is\n";
+    return 0;
+  }
+  const WallMicros now = context.clock.wall_us();
+  using enum Table::Align;
+  Table table(
+      {{"EPOCH", right}, {"TIME"}, {"AGE", right}, {"CONSISTENCY"}, {"CHANGED", right}, {"STORED", right}, {"DISKS"}});
+  for (const json& point : points) {
+    const auto time = time_at(point, "time");
+    const std::string age = time ? human_duration((now - *time) / 1'000'000) : "-";
+    table.add({std::to_string(number_at(point, "epoch").value_or(0)), time ? human_time(*time) : "-", age,
+               or_dash(text_at(point, "consistency")), size_of(point, "plain_bytes"), size_of(point, "stored_bytes"),
+               disks_of(point)});
+  }
+  table.print(context.out);
+  return 0;
+}
+
+Outcome run_export(Context& context, const ExportRequest& request) {
+  Progress progress(context.err, context.terminal && !context.json);
+  const auto started = context.clock.monotonic();
+  const json manifest = TIDEMARK_TRY(export_point(context.client, request, progress));
+  if (context.json) return answer(context, manifest);
+  const double seconds = std::chrono::duration<double>(context.clock.monotonic() - started).count();
+  std::uint64_t total = 0;
+  for (const json& disk : manifest["disks"]) {
+    const std::uint64_t size = number_at(disk, "size").value_or(0);
+    total += size;
+    context.out << fmt::format("{}  {}  {}  sha256 {}\n", clean(text_at(disk, "name")), human_size(size),
+                               text_at(disk, "file"), text_at(disk, "sha256"));
+  }
+  const auto time = time_at(manifest, "time");
+  context.out << fmt::format(
+      "{}: epoch {}, the machine as of {}, {}-consistent; {} in {:.1f} s, {}/s\n", clean(request.machine),
+      number_at(manifest, "epoch").value_or(0), time ? human_time(*time) : "-", text_at(manifest, "consistency"),
+      human_size(total), seconds,
+      human_size(static_cast<std::uint64_t>(static_cast<double>(total) / std::max(seconds, 0.001))));
+  return 0;
+}
+
+Outcome run_verify(Context& context, const std::string& machine, const std::string& at) {
+  Progress progress(context.err, context.terminal && !context.json);
+  const json verdict = TIDEMARK_TRY(verify_point(context.client, machine, at, progress));
+  const bool sound = flag_at(verdict, "ok");
+  if (context.json) {
+    answer(context, verdict);
+    return sound ? 0 : 1;
+  }
+  const auto time = time_at(verdict, "time");
+  const std::string which =
+      fmt::format("epoch {} of {}", number_at(verdict, "epoch").value_or(0), time ? human_time(*time) : "-");
+  if (sound) {
+    if (const auto digests = verdict.find("sha256"); digests != verdict.end() && digests->is_object())
+      for (const auto& [disk, digest] : digests->items())
+        context.out << clean(disk) << "  sha256 " << (digest.is_string() ? digest.get<std::string>() : digest.dump())
+                    << '\n';
+    context.out << clean(machine) << ": " << which << ": every block is what was stored\n";
+    return 0;
+  }
+  for (const json& damage : array_at(verdict, "damaged"))
+    context.err << "tidemark: " << clean(damage.is_string() ? damage.get<std::string>() : damage.dump()) << '\n';
+  Error error{Code::corrupt, machine + ", " + which, "it is damaged, in the places named above",
+              "recover from another point: `tidemark points " + machine + "`"};
+  context.err << "tidemark: " << clean(error.message()) << '\n';
+  return 1;
+}
+
+Outcome show_server(Context& context) {
+  const json server = TIDEMARK_TRY(context.client.get("/v1/server"));
+  if (context.json) return answer(context, server);
+  // The server knows best what there is to tell: everything it says, a line each.
+  for (const auto& [key, value] : server.items()) {
+    std::string text;
+    if (value.is_object()) {
+      for (const auto& [name, inner] : value.items())
+        text +=
+            fmt::format("{}{} {}", text.empty() ? "" : ", ", name,
+                        name.ends_with("bytes") && inner.is_number_unsigned() ? human_size(inner.get<std::uint64_t>())
+                        : inner.is_string()                                   ? inner.get<std::string>()
+                                                                              : inner.dump());
+    } else if (value.is_array()) {
+      for (const json& inner : value)
+        text += (text.empty() ? "" : ", ") + (inner.is_string() ? inner.get<std::string>() : inner.dump());
+    } else if (key.starts_with("uptime") && value.is_number()) {
+      text = human_duration(static_cast<std::int64_t>(value.get<double>()));
+    } else {
+      text = value.is_string() ? value.get<std::string>() : value.dump();
+    }
+    field(context.out, key.c_str(), clean(text));
+  }
+  return 0;
+}
+
+Outcome show_health(Context& context) {
+  // An unhealthy server answers with 503 and the same body, so the body is what counts.
+  const json health = TIDEMARK_TRY(context.client.get_health());
+  const bool ok = flag_at(health, "ok");
+  if (context.json) {
+    answer(context, health);
+    return ok ? 0 : 1;
+  }
+  Table table({{"PARTITION", Table::Align::right}, {"STATE"}, {"WHY"}});
+  for (const json& partition : array_at(health, "partitions"))
+    table.add({std::to_string(number_at(partition, "id").value_or(0)), or_dash(text_at(partition, "state")),
+               clean(text_at(partition, "why"))});
+  table.print(context.out);
+  context.out << (ok ? "every partition serves\n" : "not every partition serves\n");
+  return ok ? 0 : 1;
+}
+
+}  // namespace tidemark::cli

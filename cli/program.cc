@@ -1,0 +1,241 @@
+#include "cli/program.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <functional>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+
+namespace tidemark::cli {
+namespace {
+
+constexpr char kDefaultSocket[] = "/srv/tidemark/admin.sock";
+constexpr char kAtHelp[] =
+    "which point: latest, a time like 2026-11-20T10:15:03Z, an age like -15m (s, m, h, d), or epoch:N. A time means "
+    "the "
+    "newest point at or before it";
+
+struct Options {
+  bool json = false;
+  std::string socket;
+  std::string data;
+  TokenRequest token;
+  std::string machine;
+  std::string name;
+  std::string confirmation;
+  std::uint64_t limit = 0;
+  bool fuzzy = false;
+  ExportRequest exported;
+  std::string at = "latest";
+  std::function<Outcome(Context&)> command;
+};
+
+// Which socket: the most explicit wins.
+std::string socket_of(const Options& options) {
+  if (!options.socket.empty()) return options.socket;
+  if (!options.data.empty()) return options.data + "/admin.sock";
+  const char* const environment = ::getenv("TIDEMARK_SOCKET");
+  return environment != nullptr && *environment != '\0' ? environment : kDefaultSocket;
+}
+
+CLI::App* add_command(CLI::App& to, Options& options, const std::string& name, const std::string& what,
+                      const std::string& footer, std::function<Outcome(Context&)> command) {
+  CLI::App* const added = to.add_subcommand(name, what);
+  added->fallthrough();
+  added->footer(footer);
+  added->callback([&options, command = std::move(command)] { options.command = command; });
+  return added;
+}
+
+void add_machine(CLI::App* to, Options& options) {
+  to->add_option("MACHINE", options.machine, "its name or its id; `tidemark machines` lists them")->required();
+}
+
+void add_at(CLI::App* to, std::string& at) { to->add_option("--at", at, kAtHelp)->required()->type_name("MOMENT"); }
+
+void add_token_commands(CLI::App& app, Options& options) {
+  CLI::App* const token = app.add_subcommand("token", "enrolment tokens");
+  token->require_subcommand(0, 1)->fallthrough();
+  CLI::App* const create = add_command(*token, options, "create", "makes a one-time token with which a machine enrols",
+                                       "Example:\n  tidemark token create --ttl 15m\n  then, on the source machine:\n"
+                                       "  tidemark-agent enroll --token TOKEN",
+                                       [&](Context& context) { return create_token(context, options.token); });
+  create->add_option("--ttl", options.token.ttl, "how long it can be used: 90s, 15m, 1h, 2d")
+      ->capture_default_str()
+      ->type_name("TIME");
+  create->add_option("--machine", options.token.machine, "only to enrol this known machine again, with its history");
+  create
+      ->add_option("--address", options.token.address, "the server's address to put into it, in place of its own idea")
+      ->type_name("HOST:PORT");
+}
+
+void add_machine_commands(CLI::App& app, Options& options) {
+  add_command(app, options, "machines", "lists all machines: state, progress, lag, newest point", "",
+              [](Context& context) { return list_machines(context); });
+  CLI::App* const machine = app.add_subcommand("machine", "one machine: show, rename, remove, accept, keep, revoke");
+  machine->require_subcommand(0, 1)->fallthrough();
+  add_machine(add_command(*machine, options, "show", "everything the server knows of it", "",
+                          [&](Context& context) { return show_machine(context, options.machine); }),
+              options);
+  CLI::App* const rename =
+      add_command(*machine, options, "rename", "gives it another name", "Example:\n  tidemark machine rename web1 shop",
+                  [&](Context& context) { return rename_machine(context, options.machine, options.name); });
+  add_machine(rename, options);
+  rename->add_option("NEW", options.name, "the new name")->required();
+  CLI::App* const remove =
+      add_command(*machine, options, "remove", "removes it and all of its recovery points, for good",
+                  "Asks for the name on a terminal; elsewhere --confirm is needed.",
+                  [&](Context& context) { return remove_machine(context, options.machine, options.confirmation); });
+  add_machine(remove, options);
+  remove->add_option("--confirm", options.confirmation, "the machine's name once more");
+  add_machine(
+      add_command(
+          *machine, options, "accept", "ends its quarantine: the new fingerprint is this machine's from now on",
+          "A machine is quarantined when its fingerprint (hardware, disks) changed: it was moved or given other\n"
+          "disks (accept), or somebody booted a copy of it (keep).",
+          [&](Context& context) { return decide_quarantine(context, options.machine, true); }),
+      options);
+  add_machine(add_command(*machine, options, "keep", "ends its quarantine: only the fingerprint it had is taken", "",
+                          [&](Context& context) { return decide_quarantine(context, options.machine, false); }),
+              options);
+  add_machine(add_command(*machine, options, "revoke", "refuses all of its certificates from now on; its points stay",
+                          "", [&](Context& context) { return revoke_machine(context, options.machine); }),
+              options);
+}
+
+void add_point_commands(CLI::App& app, Options& options) {
+  CLI::App* const points = add_command(
+      app, options, "points", "lists a machine's recovery points, newest first", "",
+      [&](Context& context) { return list_points(context, options.machine, options.limit, options.fuzzy); });
+  add_machine(points, options);
+  points->add_option("--limit", options.limit, "at most this many")->check(CLI::PositiveNumber);
+  points->add_flag("--fuzzy", options.fuzzy,
+                   "also the epochs that are no points, because the disks changed while they were read");
+
+  CLI::App* const exported = add_command(
+      app, options, "export", "writes the disks of a recovery point as raw, sparse images",
+      "One disk becomes a file. Several become a directory with a file for each and manifest.json (sizes, SHA-256), "
+      "and so\n"
+      "does one when PATH ends in a slash. Nothing stands under the final name before everything is there.\n"
+      "Examples:\n  tidemark export web1 --at latest --output ./web1/\n"
+      "  tidemark export web1 --at -15m --disk vda --output vda.img\n"
+      "  tidemark export web1 --at 2026-11-20T10:15:03Z --disk vda --output vda.img --force",
+      [&](Context& context) {
+        options.exported.machine = options.machine;
+        options.exported.at = options.at;
+        return run_export(context, options.exported);
+      });
+  add_machine(exported, options);
+  add_at(exported, options.at);
+  exported->add_option("--output,-o", options.exported.output, "the file or directory to make")
+      ->required()
+      ->type_name("PATH");
+  exported->add_option("--disk", options.exported.disk, "only the disk of this name")->type_name("NAME");
+  exported->add_flag("--force", options.exported.force, "replace what an earlier export left there");
+
+  CLI::App* const verify =
+      add_command(app, options, "verify", "has the server read and check every block of a recovery point",
+                  "Exit status 1 when anything is damaged; what, is named.\n"
+                  "Example:\n  tidemark verify web1 --at latest",
+                  [&](Context& context) { return run_verify(context, options.machine, options.at); });
+  add_machine(verify, options);
+  add_at(verify, options.at);
+}
+
+void add_all(CLI::App& app, Options& options) {
+  app.add_flag("--json", options.json, "answer with one JSON document on stdout, errors too");
+  app.add_option("--socket", options.socket,
+                 std::string("the server's admin socket (or TIDEMARK_SOCKET; default ") + kDefaultSocket + ")")
+      ->type_name("PATH");
+  app.add_option("--data", options.data, "the server's data directory, in which the socket is")->type_name("DIR");
+  app.set_version_flag("--version", "tidemark " TIDEMARK_VERSION);
+  app.require_subcommand(0, 1);
+  app.fallthrough();
+  app.footer(
+      "A first tour, beside a running tidemarkd:\n"
+      "  tidemark token create             the token with which a machine enrols\n"
+      "  tidemark machines                 what is protected, and how far it is\n"
+      "  tidemark points web1              what can be recovered\n"
+      "  tidemark export web1 --at latest --output ./web1/\n"
+      "Exit status: 0 done, 1 failed (or verified as damaged), 2 wrong usage. Times are UTC.\n"
+      "`tidemark COMMAND --help` tells more.");
+  add_token_commands(app, options);
+  add_machine_commands(app, options);
+  add_point_commands(app, options);
+  add_command(app, options, "server", "the server: version, addresses, totals", "",
+              [](Context& context) { return show_server(context); });
+  add_command(app, options, "health", "whether every partition serves; exit status 1 when not", "",
+              [](Context& context) { return show_health(context); });
+}
+
+int tell(const Error& error, bool json, std::ostream& out, std::ostream& err, int status) {
+  if (json)
+    out << nlohmann::json{{"error",
+                           {{"code", to_string(error.code)},
+                            {"object", error.object},
+                            {"what", error.what},
+                            {"remedy", error.remedy}}}}
+               .dump(2, ' ', false, nlohmann::json::error_handler_t::replace)
+        << '\n';
+  err << "tidemark: " << error.message() << '\n';
+  return status;
+}
+
+// "tidemark machine": the commands on the command line, as far as they were understood.
+std::string understood(const CLI::App& app) {
+  std::string names = app.get_name();
+  for (auto chosen = app.get_subcommands(); !chosen.empty(); chosen = chosen.front()->get_subcommands())
+    names += " " + chosen.front()->get_name();
+  return names;
+}
+
+Result<int> carry_out(Options& options, std::istream& in, std::ostream& out, std::ostream& err) {
+  AdminClient client(socket_of(options));
+  const Interrupt interrupt([&] { client.stop(); });
+  Context context{.client = client,
+                  .json = options.json,
+                  .terminal = ::isatty(STDERR_FILENO) == 1 && &err == &std::cerr,
+                  .in = in,
+                  .out = out,
+                  .err = err};
+  auto outcome = options.command(context);
+  if (!outcome && interrupt.raised())
+    return fail(Code::cancelled, {}, "interrupted", "nothing was left behind under the name of a result");
+  out.flush();
+  if (outcome && !out) return fail(Code::io, "standard output", "cannot be written", "see where it leads to");
+  return outcome;
+}
+
+}  // namespace
+
+int run(std::span<const std::string> arguments, std::istream& in, std::ostream& out, std::ostream& err) {
+  Options options;
+  CLI::App app("tidemark: the command line of a Tidemark staging server.", "tidemark");
+  add_all(app, options);
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // as CLI11 takes them
+  try {
+    app.parse(reversed);
+  } catch (const CLI::Success& success) {  // help or version
+    app.exit(success, out, err);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    const bool json = options.json || std::ranges::find(arguments, "--json") != arguments.end();
+    std::string what = error.what();
+    std::ranges::replace(what, '\n', ' ');
+    return tell({Code::invalid_argument, "command line", what, "see `" + understood(app) + " --help`"}, json, out, err,
+                2);
+  }
+  if (!options.command)
+    return tell({Code::invalid_argument, "command line", "no command is given", "see `" + understood(app) + " --help`"},
+                options.json, out, err, 2);
+  const auto outcome = carry_out(options, in, out, err);
+  if (outcome) return *outcome;
+  return tell(outcome.error(), options.json, out, err, 1);
+}
+
+}  // namespace tidemark::cli
