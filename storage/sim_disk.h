@@ -72,6 +72,7 @@ class SimDisk {
  private:
   explicit SimDisk(std::shared_ptr<State> state);
   std::shared_ptr<State> state_;
+  std::unique_ptr<FileSystem> files_;
 };
 
 }  // namespace tidemark::storage
