@@ -1,0 +1,45 @@
+// The value of a delta key: which granules of one region one log record wrote, and where they stand.
+// docs/index_format.md has the bytes with a worked example. Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "wire/block.h"
+
+namespace tidemark::storage {
+
+// One block of data, whole (blocks of data never cross a region), or the part of a zero range within the region.
+struct DeltaExtent {
+  std::uint32_t first = 0;  // granule within the region, 0..255
+  std::uint32_t count = 0;  // 1..256, first + count <= 256
+  wire::Encoding encoding{};
+  std::uint32_t offset = 0;       // of the block's header in the segment; 0 for zeroes
+  std::uint32_t stored_size = 0;  // 0 for zeroes; count granules for raw
+  bool operator==(const DeltaExtent&) const = default;
+};
+
+// In the order in which the record has its blocks: where two overlap, the later one holds.
+struct Delta {
+  EpochNumber epoch;
+  SegmentId segment;
+  std::vector<DeltaExtent> extents;
+  bool operator==(const Delta&) const = default;
+};
+
+// Replaces `to`. The extents must be as described above: they come from checked blocks.
+void encode_delta(const Delta& delta, std::string& to);
+
+// Any bytes: Code::corrupt when they are not what encode_delta makes. `to` is reused, and unspecified after a failure.
+Status decode_delta(std::string_view bytes, Delta& to);
+
+// LEB128, at most ten bytes.
+void put_varint(std::string& to, std::uint64_t value);
+// Takes it off the front; false when it is cut off or too long.
+bool take_varint(std::string_view& from, std::uint64_t& value);
+
+}  // namespace tidemark::storage

@@ -1,0 +1,319 @@
+#include "storage/index.h"
+
+#include <rocksdb/cache.h>
+#include <rocksdb/convenience.h>
+#include <rocksdb/filter_policy.h>
+#include <rocksdb/rate_limiter.h>
+#include <rocksdb/slice_transform.h>
+#include <rocksdb/table.h>
+#include <rocksdb/write_buffer_manager.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <mutex>
+#include <system_error>
+
+#include "storage/epoch_progress.h"
+#include "storage/index_impl.h"
+
+namespace tidemark::storage {
+
+namespace {
+
+constexpr char kRebuild[] = "stop the server, remove this directory and start again: it is rebuilt from the log";
+
+bool has(rocksdb::CompressionType type) {
+  const auto all = rocksdb::GetSupportedCompressions();
+  return std::find(all.begin(), all.end(), type) != all.end();
+}
+
+rocksdb::Options rocksdb_options(const IndexOptions& options) {
+  rocksdb::Options db;
+  db.create_if_missing = true;
+  db.avoid_flush_during_shutdown = true;  // dropped without flush() it is as after a crash, and tests rely on that
+  db.max_background_jobs = 2;
+  db.max_open_files = 256;
+  db.write_buffer_size = std::max<std::size_t>(options.write_buffer_bytes / 2, 1 << 20);
+  db.max_write_buffer_number = 3;
+  db.level_compaction_dynamic_level_bytes = true;
+  db.compression = has(rocksdb::kLZ4Compression) ? rocksdb::kLZ4Compression : rocksdb::kNoCompression;
+  db.bottommost_compression = has(rocksdb::kZSTD) ? rocksdb::kZSTD : db.compression;
+  db.prefix_extractor.reset(rocksdb::NewFixedPrefixTransform(keys::kRegionPrefix));
+  db.memtable_prefix_bloom_size_ratio = 0.05;
+  db.bytes_per_sync = 1 << 20;
+  db.rate_limiter.reset(rocksdb::NewGenericRateLimiter(128 << 20));
+  db.info_log_level = rocksdb::WARN_LEVEL;
+  db.keep_log_file_num = 2;
+  db.max_log_file_size = 4 << 20;
+  const auto cache = rocksdb::NewLRUCache(options.cache_bytes);
+  db.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(options.write_buffer_bytes, cache);
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = cache;
+  table.cache_index_and_filter_blocks = true;
+  table.pin_l0_filter_and_index_blocks_in_cache = true;
+  table.block_size = 16 << 10;
+  table.filter_policy.reset(rocksdb::NewRibbonFilterPolicy(10));
+  table.whole_key_filtering = false;
+  table.format_version = 5;
+  db.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return db;
+}
+
+template <typename Message>
+Result<std::shared_ptr<const Message>> parse(const std::string& directory, rocksdb::Slice bytes) {
+  auto message = std::make_shared<Message>();
+  if (!message->ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return fail(Code::corrupt, directory, "an entry of the index cannot be parsed", kRebuild);
+  }
+  return std::shared_ptr<const Message>(std::move(message));
+}
+
+}  // namespace
+
+std::string after_prefix(std::string_view key) {
+  std::string bound(key);
+  while (!bound.empty() && static_cast<std::uint8_t>(bound.back()) == 0xff) bound.pop_back();
+  if (!bound.empty()) bound.back() = static_cast<char>(static_cast<std::uint8_t>(bound.back()) + 1);
+  return bound;
+}
+
+std::unexpected<Error> Index::Impl::error(const rocksdb::Status& status, std::string_view doing) const {
+  Code code = Code::internal;
+  std::string remedy;
+  if (status.IsCorruption()) {
+    code = Code::corrupt;
+    remedy = kRebuild;
+  } else if (status.IsNoSpace()) {
+    code = Code::no_space;
+    remedy = "free space on its file system";
+  } else if (status.IsIOError()) {
+    code = Code::io;
+  } else if (status.IsBusy() || status.IsTryAgain()) {
+    code = Code::busy;
+  }
+  return fail(code, directory, "the index cannot " + std::string(doing) + ": " + status.ToString(), std::move(remedy));
+}
+
+std::optional<IndexedMachine> Index::Impl::find(const MachineId& machine) const {
+  const std::shared_lock lock(mutex);
+  const auto found = machines.find(machine);
+  if (found == machines.end()) return std::nullopt;
+  return found->second;
+}
+
+Status Index::Impl::load() {
+  const rocksdb::ReadOptions plain;
+  std::string value;
+  rocksdb::Status status = db->Get(plain, slice(keys::mark()), &value);
+  if (status.ok()) {
+    auto read = keys::decode_mark(value);
+    if (!read) return fail(Code::corrupt, directory, "the index has a damaged mark", kRebuild);
+    mark = persisted = *read;
+  } else if (!status.IsNotFound()) {
+    return error(status, "read its mark");
+  }
+  rocksdb::ReadOptions ordered;
+  ordered.total_order_seek = true;
+  const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(ordered));
+  const auto begins = [](rocksdb::Slice key, keys::Tag tag) {
+    return !key.empty() && static_cast<std::uint8_t>(key[0]) == static_cast<std::uint8_t>(tag);
+  };
+  for (it->Seek(slice(keys::Key(keys::Tag::live))); it->Valid() && begins(it->key(), keys::Tag::live); it->Next()) {
+    if (it->key().size() != 9 || it->value().size() != 8) {
+      return fail(Code::corrupt, directory, "the index has a damaged segment count", kRebuild);
+    }
+    live[SegmentId(keys::read_big_endian(it->key().ToStringView().substr(1)))] =
+        keys::read_big_endian(it->value().ToStringView());
+  }
+  TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
+  for (it->Seek(slice(keys::Key(keys::Tag::machine))); it->Valid() && begins(it->key(), keys::Tag::machine);
+       it->Next()) {
+    const auto id = machine_from_bytes(std::string(it->key().ToStringView().substr(1)));
+    if (!id) return fail(Code::corrupt, directory, "the index has a damaged machine", kRebuild);
+    machines[*id].record = TIDEMARK_TRY(parse<pb::MachineRecord>(directory, it->value()));
+  }
+  TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
+  for (auto& [id, machine] : machines) {
+    status = db->Get(plain, slice(keys::of_machine(keys::Tag::open_epoch, id)), &value);
+    if (status.ok()) {
+      machine.open = TIDEMARK_TRY(parse<pb::OpenEpochEntry>(directory, value));
+    } else if (!status.IsNotFound()) {
+      return error(status, "be read");
+    }
+    status = db->Get(plain, slice(keys::of_machine(keys::Tag::aborted, id)), &value);
+    if (status.ok()) {
+      machine.aborted = TIDEMARK_TRY(parse<pb::AbortedRanges>(directory, value));
+    } else if (!status.IsNotFound()) {
+      return error(status, "be read");
+    }
+    const auto prefix = keys::of_machine(keys::Tag::epoch, id);
+    it->Seek(slice(prefix));
+    if (it->Valid() && it->key().starts_with(slice(prefix))) {
+      machine.newest = TIDEMARK_TRY(parse<pb::EpochEntry>(directory, it->value()));
+    }
+    if (!it->status().ok()) return error(it->status(), "be read");
+  }
+  return {};
+}
+
+Result<std::unique_ptr<Index>> Index::open(const std::string& directory, const IndexOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  impl->directory = directory;
+  std::error_code failure;
+  std::filesystem::create_directories(directory, failure);
+  if (failure) return fail_errno(failure.value(), directory, "make the directory");
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status status = rocksdb::DB::Open(rocksdb_options(options), directory, &db);
+  // A manifest or a table that is named but not there, or of the wrong kind, is damage as well: all of it is derived.
+  if (status.IsInvalidArgument() || status.IsNotFound() || status.IsPathNotFound()) {
+    return impl->error(rocksdb::Status::Corruption(status.ToString()), "be opened");
+  }
+  if (!status.ok()) return impl->error(status, "be opened");
+  impl->db.reset(db);
+  TIDEMARK_TRY(impl->load());
+  return std::unique_ptr<Index>(new Index(std::move(impl)));
+}
+
+Index::Index(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Index::~Index() = default;
+
+Status Index::destroy(const std::string& directory) {
+  std::error_code failure;
+  std::filesystem::remove_all(directory, failure);
+  if (failure) return fail_errno(failure.value(), directory, "remove the index");
+  return {};
+}
+
+LogMark Index::mark() const {
+  const std::shared_lock lock(impl_->mutex);
+  return impl_->mark;
+}
+
+LogMark Index::persisted_mark() const {
+  const std::shared_lock lock(impl_->mutex);
+  return impl_->persisted;
+}
+
+Status Index::flush() {
+  const LogMark flushed = mark();
+  rocksdb::FlushOptions options;
+  options.wait = true;
+  options.allow_write_stall = true;
+  const rocksdb::Status status = impl_->db->Flush(options);
+  if (!status.ok()) return impl_->error(status, "be flushed");
+  const std::unique_lock lock(impl_->mutex);
+  impl_->persisted = flushed;
+  return {};
+}
+
+Status Index::resume() {
+  const rocksdb::Status status = impl_->db->Resume();
+  if (!status.ok()) return impl_->error(status, "resume after an error");
+  return {};
+}
+
+std::vector<pb::MachineRecord> Index::machines() const {
+  const std::shared_lock lock(impl_->mutex);
+  std::vector<pb::MachineRecord> all;
+  for (const auto& [id, machine] : impl_->machines) all.push_back(*machine.record);
+  return all;
+}
+
+std::optional<pb::MachineRecord> Index::machine(const MachineId& machine) const {
+  const auto found = impl_->find(machine);
+  if (!found) return std::nullopt;
+  return *found->record;
+}
+
+EpochNumber Index::highest_epoch(const MachineId& machine) const {
+  const auto found = impl_->find(machine);
+  if (!found) return {};
+  std::uint64_t highest = 0;
+  if (found->newest) highest = found->newest->number();
+  if (found->open) highest = std::max(highest, found->open->number());
+  if (found->aborted) highest = std::max(highest, found->aborted->highest_epoch());
+  return EpochNumber(highest);
+}
+
+std::optional<pb::OpenEpochEntry> Index::open_epoch(const MachineId& machine) const {
+  const auto found = impl_->find(machine);
+  if (!found || !found->open) return std::nullopt;
+  return *found->open;
+}
+
+std::optional<pb::EpochEntry> Index::newest_epoch(const MachineId& machine) const {
+  const auto found = impl_->find(machine);
+  if (!found || !found->newest) return std::nullopt;
+  return *found->newest;
+}
+
+Result<std::optional<pb::EpochEntry>> Index::epoch(const MachineId& machine, EpochNumber number) const {
+  const auto found = impl_->find(machine);
+  // What RocksDB has already and memory has not is being applied: not visible yet.
+  if (!found || !found->newest || found->newest->number() < number.value()) return std::nullopt;
+  if (found->newest->number() == number.value()) return *found->newest;
+  std::string value;
+  const rocksdb::Status status = impl_->db->Get(rocksdb::ReadOptions(), slice(keys::epoch(machine, number)), &value);
+  if (status.IsNotFound()) return std::nullopt;
+  if (!status.ok()) return impl_->error(status, "be read");
+  return *TIDEMARK_TRY(parse<pb::EpochEntry>(impl_->directory, value));
+}
+
+Result<std::vector<pb::EpochEntry>> Index::epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy) const {
+  std::vector<pb::EpochEntry> all;
+  const auto found = impl_->find(machine);
+  if (!found || !found->newest) return all;
+  const auto prefix = keys::of_machine(keys::Tag::epoch, machine);
+  const std::string bound = after_prefix(prefix.view());
+  const rocksdb::Slice upper(bound);
+  rocksdb::ReadOptions options;
+  options.total_order_seek = true;
+  options.iterate_upper_bound = &upper;
+  const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(options));
+  for (it->Seek(slice(keys::epoch(machine, EpochNumber(found->newest->number())))); it->Valid(); it->Next()) {
+    auto entry = TIDEMARK_TRY(parse<pb::EpochEntry>(impl_->directory, it->value()));
+    if (entry->consistency() == kFuzzy && !with_fuzzy) continue;
+    all.push_back(*entry);
+    if (limit != 0 && all.size() == limit) break;
+  }
+  if (!it->status().ok()) return impl_->error(it->status(), "be read");
+  return all;
+}
+
+Result<std::uint64_t> Index::live_references(SegmentId segment) const {
+  const std::shared_lock lock(impl_->mutex);
+  const auto found = impl_->live.find(segment);
+  return found == impl_->live.end() ? 0 : found->second;
+}
+
+std::vector<SegmentId> Index::unreferenced_segments() const {
+  const std::shared_lock lock(impl_->mutex);
+  std::vector<SegmentId> segments;
+  for (const auto& [segment, references] : impl_->live) {
+    if (segment >= impl_->persisted.segment) break;
+    if (references == 0) segments.push_back(segment);
+  }
+  return segments;
+}
+
+Status Index::forget_segment(SegmentId segment) {
+  const rocksdb::Status status = impl_->db->Delete(write_options(), slice(keys::live(segment)));
+  if (!status.ok()) return impl_->error(status, "forget a segment");
+  const std::unique_lock lock(impl_->mutex);
+  impl_->live.erase(segment);
+  return {};
+}
+
+Index::Usage Index::usage() const {
+  const auto property = [&](const std::string& name) {
+    std::uint64_t value = 0;
+    return impl_->db->GetIntProperty(name, &value) ? value : 0;
+  };
+  return {.deltas = property(rocksdb::DB::Properties::kEstimateNumKeys),
+          .disk_bytes = property(rocksdb::DB::Properties::kTotalSstFilesSize),
+          .memory_bytes = property(rocksdb::DB::Properties::kCurSizeAllMemTables) +
+                          property(rocksdb::DB::Properties::kBlockCacheUsage) +
+                          property(rocksdb::DB::Properties::kEstimateTableReadersMem)};
+}
+
+}  // namespace tidemark::storage

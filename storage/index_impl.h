@@ -1,0 +1,67 @@
+// What an Index is made of. Included by index*.cc only.
+#pragma once
+
+#include <rocksdb/db.h>
+#include <rocksdb/write_batch.h>
+
+#include <map>
+#include <memory>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+
+#include "storage/index.h"
+#include "storage/index_keys.h"
+
+namespace tidemark::storage {
+
+// A machine as the index has it, kept in memory. The parts are shared and never changed: an update makes new ones, so
+// that staging a change costs little and a reader keeps what it took.
+struct IndexedMachine {
+  std::shared_ptr<const pb::MachineRecord> record;
+  std::shared_ptr<const pb::OpenEpochEntry> open;
+  std::shared_ptr<const pb::EpochEntry> newest;
+  std::shared_ptr<const pb::AbortedRanges> aborted;
+  bool removing = false;  // its keys are going away: readers must not believe what they find
+  // The machine's records in the segment where its last one stands: key 21, so that apply() need not read it.
+  SegmentId counted_segment;
+  std::uint64_t counted = 0;
+
+  std::optional<VolumeId> volume(DiskId disk) const {
+    for (const pb::DiskRecord& known : record->disks()) {
+      if (known.disk() == disk.value()) return VolumeId(known.volume());
+    }
+    return std::nullopt;
+  }
+};
+
+struct Index::Impl {
+  std::string directory;
+  std::unique_ptr<rocksdb::DB> db;
+
+  // Guards what follows. Changed by apply() and flush() only, after RocksDB has taken the same change.
+  mutable std::shared_mutex mutex;
+  std::unordered_map<MachineId, IndexedMachine> machines;
+  std::map<SegmentId, std::uint64_t> live;
+  LogMark mark;
+  LogMark persisted;
+
+  std::optional<IndexedMachine> find(const MachineId& machine) const;
+  Status load();
+  std::unexpected<Error> error(const rocksdb::Status& status, std::string_view doing) const;
+};
+
+inline rocksdb::Slice slice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
+inline rocksdb::Slice slice(const keys::Key& key) { return slice(key.view()); }
+
+// The write-ahead log is off: the log of the partition is the truth.
+inline rocksdb::WriteOptions write_options() {
+  rocksdb::WriteOptions options;
+  options.disableWAL = true;
+  return options;
+}
+
+// Exclusive bound of the keys that begin with `key`.
+std::string after_prefix(std::string_view key);
+
+}  // namespace tidemark::storage
