@@ -43,9 +43,9 @@ class AdminClient {
   };
   struct StreamRequest {
     std::string method = "GET";
-    std::string path;
-    std::optional<Range> range;          // answered with 206, or it is an error
-    std::optional<std::uint64_t> epoch;  // what the header Tidemark-Epoch must say
+    std::string path{};
+    std::optional<Range> range{};          // answered with 206, or it is an error
+    std::optional<std::uint64_t> epoch{};  // what the header Tidemark-Epoch must say
   };
   // Well only when the whole answer came. A receiver may have seen bytes of an answer that then failed.
   Status stream(const StreamRequest& request, const Receiver& receiver);

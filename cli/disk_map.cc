@@ -77,13 +77,16 @@ Status DiskMap::take_range() {
   return {};
 }
 
+// Forgets the shorter half, and from now on everything as short.
 void DiskMap::shed() {
   const Extent last = zeroes_.back();  // may still grow
   zeroes_.pop_back();
-  while (zeroes_.size() > extents_max_ / 2) {
-    zero_min_ *= 2;
-    std::erase_if(zeroes_, [&](const Extent& extent) { return extent.length < zero_min_; });
-  }
+  std::vector<std::uint64_t> lengths;
+  for (const Extent& extent : zeroes_) lengths.push_back(extent.length);
+  const auto median = lengths.begin() + static_cast<std::ptrdiff_t>(lengths.size() / 2);
+  std::ranges::nth_element(lengths, median);
+  zero_min_ = *median + 1;
+  std::erase_if(zeroes_, [&](const Extent& extent) { return extent.length < zero_min_; });
   zeroes_.push_back(last);
 }
 

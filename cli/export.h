@@ -11,10 +11,10 @@
 namespace tidemark::cli {
 
 struct ExportRequest {
-  std::string machine;
-  std::string at;    // as the user gave it
-  std::string disk;  // a name; empty: all of them
-  std::string output;
+  std::string machine{};
+  std::string at{};    // as the user gave it
+  std::string disk{};  // a name; empty: all of them
+  std::string output{};
   bool force = false;
 };
 

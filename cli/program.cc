@@ -113,7 +113,7 @@ void add_point_commands(CLI::App& app, Options& options) {
       app, options, "points", "lists a machine's recovery points, newest first", "",
       [&](Context& context) { return list_points(context, options.machine, options.limit, options.fuzzy); });
   add_machine(points, options);
-  points->add_option("--limit", options.limit, "at most this many")->check(CLI::PositiveNumber);
+  points->add_option("--limit", options.limit, "at most this many")->check(CLI::Range(1, 1'000'000));
   points->add_flag("--fuzzy", options.fuzzy,
                    "also the epochs that are no points, because the disks changed while they were read");
 

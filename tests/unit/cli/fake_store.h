@@ -1,0 +1,82 @@
+// A machine "web1" with disks in memory behind a FakeAdmin: what an export asks for, and ways to go wrong.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "base/crypto.h"
+#include "base/hex.h"
+#include "base/random.h"
+#include "base/units.h"
+#include "fake_admin.h"
+
+namespace tidemark::cli {
+
+struct FakeDisk {
+  std::string name;
+  std::string content;
+};
+
+// 6 MiB and a bit: data, a long zero range, data, zeroes too short to be told, and a short last granule.
+inline std::string sample_content(std::uint64_t seed) {
+  Random random(seed);
+  std::string content(6_MiB + 1234, '\0');
+  const auto fill = [&](std::size_t from, std::size_t size) {
+    random.fill(std::as_writable_bytes(std::span(content)).subspan(from, size));
+  };
+  fill(0, 300'000);
+  fill(3_MiB, 20_KiB);
+  fill(5_MiB + 17, content.size() - 5_MiB - 17);
+  return content;
+}
+
+class FakeStore {
+ public:
+  std::vector<FakeDisk> disks;
+  std::optional<std::size_t> cut_data_after;  // the server dies while it sends data
+  bool hang = false;
+  std::string damaged;  // of the verification
+
+  FakeAdmin::Response answer(const FakeAdmin::Request& request) {
+    using nlohmann::json;
+    const std::string points = "/v1/machines/web1/points/";
+    if (request.target == points + "latest" || request.target == points + "-15m") {
+      json point = {
+          {"epoch", 7}, {"time", "2026-11-20T10:15:03.250000Z"}, {"consistency", "crash"}, {"disks", json::array()}};
+      for (std::size_t i = 0; i < disks.size(); ++i)
+        point["disks"].push_back({{"disk", i}, {"name", disks[i].name}, {"size", disks[i].content.size()}});
+      return {.body = point.dump()};
+    }
+    if (request.target == points + "epoch%3A7/verify" && request.method == "POST") {
+      json last = {{"ok", damaged.empty()}, {"sha256", json::object()}, {"damaged", json::array()}};
+      if (!damaged.empty()) last["damaged"].push_back(damaged);
+      return {.body = R"({"disk": 0, "done": 10, "total": 20})"
+                      "\n" +
+                      last.dump() + "\n"};
+    }
+    const std::string prefix = points + "epoch%3A7/disks/";
+    if (request.target.starts_with(prefix)) {
+      const std::size_t disk = std::stoul(request.target.substr(prefix.size()));
+      const std::string& content = disks.at(disk).content;
+      if (request.target.ends_with("/map")) {
+        const json ranges = {{{"offset", 0}, {"length", 300'000}, {"zero", false}},
+                             {{"offset", 1_MiB}, {"length", 2_MiB}, {"zero", true}},
+                             {{"offset", 3_MiB}, {"length", content.size() - 3_MiB}, {"zero", false}}};
+        return {.body = json{{"size", content.size()}, {"ranges", ranges}}.dump()};
+      }
+      const auto [first, last] = request.range.value();
+      FakeAdmin::Response response{
+          .status = 206, .body = content.substr(first, last - first + 1), .headers = "Tidemark-Epoch: 7\r\n"};
+      response.cut_after = cut_data_after;
+      response.hang = hang;
+      return response;
+    }
+    return {
+        .status = 404,
+        .body =
+            R"({"error": {"code": "not-found", "object": "web9", "what": "no such machine", "remedy": "list them"}})"};
+  }
+};
+
+}  // namespace tidemark::cli
