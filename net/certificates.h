@@ -4,6 +4,8 @@
 
 #include <array>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -19,12 +21,15 @@ struct KeyAndCertificate {
 };
 
 struct CertificateInfo {
-  MachineId machine;          // nil when it is not a machine's
-  std::string serial;         // hex
+  MachineId machine;   // nil when it is not a machine's
+  std::string serial;  // hex
   std::int64_t not_before_us = 0;
   std::int64_t not_after_us = 0;
   std::array<std::byte, 32> sha256{};  // of the DER
 };
+
+// A DNS name that every server's certificate has and no other: what agents check for, whatever address they use.
+inline constexpr char kServerName[] = "tidemark-server";
 
 inline constexpr auto kCaLifetime = std::chrono::hours(24 * 3650);
 inline constexpr auto kServerLifetime = std::chrono::hours(24 * 825);
@@ -35,9 +40,11 @@ Result<KeyAndCertificate> make_authority(const std::string& name, WallMicros now
 // `names`: DNS names and IP addresses the server is reached by; "tidemark-server" is always added.
 Result<KeyAndCertificate> issue_server(const KeyAndCertificate& authority, const std::vector<std::string>& names,
                                        WallMicros now_us, std::chrono::seconds lifetime = kServerLifetime);
-// The CSR's signature is checked; its subject is ignored: the certificate states `machine`. Returns PEM.
-Result<std::string> issue_machine(const KeyAndCertificate& authority, const std::string& csr_pem, const MachineId& machine,
-                                  WallMicros now_us, std::chrono::seconds lifetime = kMachineLifetime);
+// The CSR's signature is checked, its key must be P-256; its subject is ignored: the certificate states `machine`.
+// Returns PEM. Certificates begin 5 minutes before `now_us` (clocks differ) and never outlive their authority.
+Result<std::string> issue_machine(const KeyAndCertificate& authority, const std::string& csr_pem,
+                                  const MachineId& machine, WallMicros now_us,
+                                  std::chrono::seconds lifetime = kMachineLifetime);
 struct KeyAndRequest {
   std::string key_pem;
   std::string csr_pem;

@@ -12,6 +12,7 @@
 #include "base/status.h"
 
 typedef struct ssl_ctx_st SSL_CTX;
+typedef struct ssl_session_st SSL_SESSION;
 
 namespace tidemark::net {
 
@@ -23,7 +24,7 @@ struct TicketKeys {
 struct Credentials {
   std::string certificate_pem;  // own certificate
   std::string key_pem;
-  std::string ca_pem;           // whom to trust
+  std::string ca_pem;  // whom to trust
 };
 
 class TlsContext {
@@ -40,13 +41,24 @@ class TlsContext {
   bool is_server() const { return server_; }
   const char* alpn() const { return alpn_; }  // what a client offers
 
+  // The newest session ticket that the server gave an agent, to resume with; null when there is none.
+  SSL_SESSION* session() const { return session_.get(); }
+
  private:
   struct Free {
     void operator()(SSL_CTX* context) const;
+    void operator()(SSL_SESSION* session) const;
   };
+  struct Callbacks;  // what OpenSSL calls back
+  static Result<std::shared_ptr<TlsContext>> make(bool server, const char* alpn);
+  Status set_credentials(const Credentials& credentials);
+
   std::unique_ptr<SSL_CTX, Free> context_;
+  std::unique_ptr<SSL_SESSION, Free> session_;
   bool server_ = false;
   const char* alpn_ = nullptr;
+  std::string ca_pem_;                     // of a server: shown to those who enrol
+  std::array<std::byte, 32> pinned_ca_{};  // of an enrolling agent
 };
 
 }  // namespace tidemark::net
