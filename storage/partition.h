@@ -6,6 +6,7 @@
 // indexer has applied it; acknowledgement never waits for the index.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -15,6 +16,7 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/status.h"
+#include "storage/catalog.h"
 #include "storage/file.h"
 #include "storage/index.h"
 #include "storage/log.h"
@@ -30,21 +32,11 @@ struct PartitionOptions {
   std::uint32_t commits_in_flight_max = 2;
   std::uint64_t free_space_min = 256 << 20;  // below this on the file system no new segment is formatted
   IndexOptions index;
-};
-
-// A machine as the store has it, in memory on the shard. A copy can travel.
-struct MachineState {
-  pb::MachineRecord record;
-  // Newest committed and durable epoch (0: none), and the newest that is a point.
-  EpochNumber durable_epoch;
-  Hash128 durable_digest;
-  Lsn durable_lsn;
-  WallMicros durable_time_us = 0;
-  EpochNumber newest_point;
-  WallMicros newest_point_us = 0;
-  EpochNumber next_epoch{1};
-  std::optional<pb::OpenEpochEntry> open_epoch;  // as far as durable
-  WallMicros unchanged_as_of_us = 0;             // in memory only
+  // Log that may wait for the index: beyond it room() is 0.
+  std::uint64_t index_lag_max = 128 << 20;
+  std::uint64_t index_flush_bytes = limits::kReplayMax;  // flushed after this much log, or kIndexFlushSeconds
+  // False: no threads; indexing, flushing, formatting and recycling happen inside the calls. For simulation.
+  bool background = true;
 };
 
 class Partition {
@@ -69,13 +61,16 @@ class Partition {
   struct Opened {
     std::unique_ptr<Partition> partition;
     RecoveryResult recovery;
+    std::string index_rebuilt;  // why the index was made again from the log; empty: it was not
   };
   // Recovers, replays into the index, raises the incarnation, starts the indexer. Blocking; on the shard's thread,
   // before it serves. Code::corrupt fences the partition: it cannot be opened, nothing is changed.
   static Result<Opened> open(FileSystem& files, const std::string& directory, PartitionId id,
                              const std::string& server_id, const PartitionOptions& options, IoQueue& queue,
                              const Clock& clock, Listener& listener);
-  ~Partition();  // close() first for a clean end
+  ~Partition();  // close() first for a clean end; without it, it ends like a crash. Readers must be gone before
+  Partition(const Partition&) = delete;
+  Partition& operator=(const Partition&) = delete;
 
   // --- catalog ---
   const MachineState* find(const MachineId& machine) const;
@@ -83,11 +78,18 @@ class Partition {
   void for_each_machine(const std::function<void(const MachineState&)>& visit) const;
   // Writes the machine's record whole (new, renamed, quarantined, removed ...). `durable` is called once it is.
   Status put_machine(const pb::MachineRecord& record, std::function<void(Status)> durable);
-  // Adds or resizes a disk and gives its number; the record is in the log before any block that follows.
+  // Calls back, on the shard's thread, when everything appended so far is durable (at once if it is), or with the
+  // log's error. For Hello: what a machine's last session left in flight must be settled before the next one is told.
+  void when_durable(std::function<void(Status)> then);
+  // Adds or resizes a disk (recognised by its identity) and gives its number; the record is in the log before any block
+  // that follows.
   Result<pb::DiskRecord> open_disk(const MachineId& machine, const pb::DiskRecord& disk);
 
   // --- epochs: the caller has checked the order (wire/server_session.h) and the blocks (wire::check_blocks) ---
-  // Each fails with Code::busy, having done nothing, when the log has no room now.
+  // Each fails with Code::busy, having done nothing, when the log has no room now. begin_epoch and append_blocks fail
+  // with Code::no_space while the file system has less than free_space_min left; commits and aborts are still taken.
+  // begin_epoch of the open initial epoch resumes it; of any other while one is open: Code::protocol. abort_epoch of an
+  // epoch that is not open does nothing.
   Status begin_epoch(const MachineId& machine, const pb::EpochBeginRecord& begin);
   Status append_blocks(const MachineId& machine, DiskId disk, std::span<const std::byte> payload);
   Status commit_epoch(const MachineId& machine, const pb::EpochCommitRecord& commit);
@@ -95,6 +97,7 @@ class Partition {
   void set_unchanged(const MachineId& machine, WallMicros as_of_us);
 
   // --- the loop ---
+  // Callbacks of Listener come from inside the queue's reap(), end_turn() and on_idle().
   void end_turn();  // closes the open commit; the caller then submits the queue
   void on_idle();
   std::size_t room() const;
@@ -120,6 +123,8 @@ class Partition {
     Index::Usage index;
     SpaceInfo space;
     std::uint64_t damaged_reads = 0;
+    std::optional<Error> index_error;     // the indexer cannot go on, and tries again
+    std::optional<Error> segments_error;  // no new segment can be made
   };
   Stats stats() const;
 

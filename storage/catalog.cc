@@ -1,0 +1,295 @@
+#include "storage/catalog.h"
+
+#include <algorithm>
+
+#include "storage/epoch_progress.h"
+
+namespace tidemark::storage {
+
+namespace {
+
+bool same_disks(const pb::EpochBeginRecord& open, const pb::EpochBeginRecord& begin) {
+  return std::equal(open.disks().begin(), open.disks().end(), begin.disks().begin(), begin.disks().end(),
+                    [](const auto& a, const auto& b) { return a.disk() == b.disk() && a.size() == b.size(); });
+}
+
+}  // namespace
+
+void Catalog::Machine::show_open() {
+  state.begun_epoch = begun ? std::optional(EpochNumber(begun->number())) : std::nullopt;
+  if (begun && durable_open && durable_open->number() == begun->number()) {
+    state.open_epoch = durable_open;
+  } else {
+    state.open_epoch.reset();
+  }
+}
+
+Result<Catalog> Catalog::load(const Index& index) {
+  Catalog catalog;
+  for (pb::MachineRecord& record : index.machines()) {
+    const MachineId id = TIDEMARK_TRY(machine_from_bytes(record.machine()));
+    Machine& machine = catalog.machines_[id];
+    for (const pb::DiskRecord& disk : record.disks()) {
+      catalog.next_volume_ = std::max(catalog.next_volume_, disk.volume() + 1);
+    }
+    if (!record.removed()) catalog.names_[record.name()] = id;
+    MachineState& state = machine.state;
+    state.record = std::move(record);
+    if (const auto newest = index.newest_epoch(id)) {
+      state.durable_epoch = EpochNumber(newest->number());
+      state.durable_digest = hash_from_bytes(newest->digest());
+      state.durable_lsn = Lsn(newest->commit_lsn());
+      state.durable_time_us = newest->time_us();
+      const auto points = TIDEMARK_TRY(index.epochs(id, 1, false));
+      if (!points.empty()) {
+        state.newest_point = EpochNumber(points.front().number());
+        state.newest_point_us = points.front().time_us();
+      }
+    }
+    state.next_epoch = index.highest_epoch(id).next();
+    if ((machine.durable_open = index.open_epoch(id))) {
+      machine.begun.emplace();
+      machine.begun->set_number(machine.durable_open->number());
+      machine.begun->set_kind(machine.durable_open->kind());
+      *machine.begun->mutable_disks() = machine.durable_open->disks();
+    }
+    machine.show_open();
+  }
+  return catalog;
+}
+
+const Catalog::Machine* Catalog::known(const MachineId& machine) const {
+  const auto found = machines_.find(machine);
+  return found == machines_.end() || found->second.state.record.removed() ? nullptr : &found->second;
+}
+
+const MachineState* Catalog::find(const MachineId& machine) const {
+  const Machine* found = known(machine);
+  return found == nullptr ? nullptr : &found->state;
+}
+
+const MachineState* Catalog::find_by_name(const std::string& name) const {
+  const auto found = names_.find(name);
+  return found == names_.end() ? nullptr : find(found->second);
+}
+
+void Catalog::for_each_machine(const std::function<void(const MachineState&)>& visit) const {
+  for (const auto& [id, machine] : machines_) {
+    if (!machine.state.record.removed()) visit(machine.state);
+  }
+}
+
+void Catalog::set_unchanged(const MachineId& machine, WallMicros as_of_us) {
+  const auto found = machines_.find(machine);
+  if (found != machines_.end()) found->second.state.unchanged_as_of_us = as_of_us;
+}
+
+std::string Catalog::describe(const MachineId& machine) const {
+  const auto found = machines_.find(machine);
+  return "machine " + (found == machines_.end() ? machine.to_string() : found->second.state.record.name());
+}
+
+Result<pb::MachineRecord> Catalog::check_machine(const pb::MachineRecord& record) const {
+  const auto id = machine_from_bytes(record.machine());
+  if (!id || id->is_nil())
+    return fail(Code::invalid_argument, "machine " + record.name(), "its identity is not 16 bytes");
+  if (record.name().empty() || record.name().size() > limits::kNameLengthMax) {
+    return fail(Code::invalid_argument, "machine " + id->to_string(),
+                "its name has " + std::to_string(record.name().size()) + " bytes, not 1 to " +
+                    std::to_string(limits::kNameLengthMax));
+  }
+  const auto known_before = machines_.find(*id);
+  if (known_before != machines_.end() && known_before->second.state.record.removed()) {
+    return fail(Code::not_found, describe(*id), "it was removed, which is for good", "enrol it anew");
+  }
+  if (!record.removed()) {
+    const auto named = names_.find(record.name());
+    if (named != names_.end() && named->second != *id) {
+      return fail(Code::already_exists, "machine " + record.name(), "another machine has this name",
+                  "choose another name");
+    }
+  }
+  pb::MachineRecord whole = record;
+  whole.clear_disks();
+  if (known_before != machines_.end()) *whole.mutable_disks() = known_before->second.state.record.disks();
+  return whole;
+}
+
+Result<Catalog::DiskChange> Catalog::check_disk(const MachineId& machine, const pb::DiskRecord& disk) const {
+  const Machine* found = known(machine);
+  if (found == nullptr) return fail(Code::not_found, describe(machine), "no such machine");
+  const std::string object = describe(machine) + ", disk " + disk.name();
+  if (disk.identity().empty() || disk.identity().size() > limits::kTextLengthMax ||
+      disk.name().size() > limits::kTextLengthMax) {
+    return fail(Code::invalid_argument, object, "its identity or name is empty or too long");
+  }
+  if (disk.size() == 0 || disk.size() > limits::kDiskSizeMax) {
+    return fail(Code::invalid_argument, object,
+                "its size of " + std::to_string(disk.size()) + " bytes is not between 1 and " +
+                    std::to_string(limits::kDiskSizeMax));
+  }
+  pb::MachineRecord record = found->state.record;
+  for (pb::DiskRecord& have : *record.mutable_disks()) {
+    if (have.identity() != disk.identity()) continue;
+    DiskChange change;
+    const bool same = have.size() == disk.size() && have.name() == disk.name();
+    have.set_size(disk.size());
+    have.set_name(disk.name());
+    change.disk = have;
+    if (!same) change.record = std::move(record);
+    return change;
+  }
+  if (static_cast<std::uint32_t>(record.disks_size()) >= limits::kDisksPerMachineMax) {
+    return fail(
+        Code::invalid_argument, object,
+        "the machine has " + std::to_string(limits::kDisksPerMachineMax) + " disks already, which is the limit");
+  }
+  pb::DiskRecord* fresh = record.add_disks();
+  *fresh = disk;
+  fresh->set_disk(static_cast<std::uint32_t>(record.disks_size() - 1));
+  fresh->set_volume(next_volume_);
+  DiskChange change;
+  change.disk = *fresh;
+  change.record = std::move(record);
+  return change;
+}
+
+Result<bool> Catalog::check_begin(const MachineId& machine, const pb::EpochBeginRecord& begin) const {
+  const Machine* found = known(machine);
+  if (found == nullptr) return fail(Code::not_found, describe(machine), "no such machine");
+  for (const pb::DiskSizeRecord& disk : begin.disks()) {
+    if (disk.disk() >= static_cast<std::uint32_t>(found->state.record.disks_size())) {
+      return fail(Code::protocol, describe(machine),
+                  "an epoch names disk " + std::to_string(disk.disk()) + ", which was never opened");
+    }
+    if (disk.size() == 0 || disk.size() > limits::kDiskSizeMax) {
+      return fail(Code::protocol, describe(machine),
+                  "an epoch gives disk " + std::to_string(disk.disk()) + " an impossible size");
+    }
+  }
+  if (found->begun) {
+    if (found->begun->number() == begin.number() && found->begun->kind() == kInitialEpoch &&
+        begin.kind() == kInitialEpoch) {
+      return same_disks(*found->begun, begin);
+    }
+    return fail(Code::protocol, describe(machine),
+                "epoch " + std::to_string(begin.number()) + " begins while epoch " +
+                    std::to_string(found->begun->number()) + " is open",
+                "abort the open one first");
+  }
+  if (begin.number() < found->state.next_epoch.value()) {
+    return fail(Code::protocol, describe(machine),
+                "epoch " + std::to_string(begin.number()) + " was begun before; the next one is " +
+                    std::to_string(found->state.next_epoch.value()));
+  }
+  return false;
+}
+
+Status Catalog::check_blocks(const MachineId& machine, DiskId disk) const {
+  const Machine* found = known(machine);
+  if (found == nullptr) return fail(Code::not_found, describe(machine), "no such machine");
+  if (!found->begun) return fail(Code::protocol, describe(machine), "blocks came while no epoch was open");
+  for (const pb::DiskSizeRecord& in_epoch : found->begun->disks()) {
+    if (in_epoch.disk() == disk.value()) return {};
+  }
+  return fail(Code::protocol, describe(machine),
+              "blocks came for disk " + std::to_string(disk.value()) + ", which the open epoch does not have");
+}
+
+Status Catalog::check_commit(const MachineId& machine, EpochNumber number) const {
+  const Machine* found = known(machine);
+  if (found == nullptr) return fail(Code::not_found, describe(machine), "no such machine");
+  if (!found->begun || found->begun->number() != number.value()) {
+    return fail(Code::protocol, describe(machine),
+                "epoch " + std::to_string(number.value()) + " is to be committed, and is not open");
+  }
+  return {};
+}
+
+Result<bool> Catalog::check_abort(const MachineId& machine, EpochNumber number) const {
+  const Machine* found = known(machine);
+  if (found == nullptr) return fail(Code::not_found, describe(machine), "no such machine");
+  if (!found->begun) return true;
+  if (found->begun->number() != number.value()) {
+    return fail(Code::protocol, describe(machine),
+                "epoch " + std::to_string(number.value()) + " is to be aborted, and epoch " +
+                    std::to_string(found->begun->number()) + " is the open one");
+  }
+  return false;
+}
+
+void Catalog::appended_machine(const MachineId& machine, const pb::MachineRecord& record) {
+  Machine& known_machine = machines_[machine];
+  std::erase_if(names_, [&](const auto& name) { return name.second == machine; });
+  for (const pb::DiskRecord& disk : record.disks()) next_volume_ = std::max(next_volume_, disk.volume() + 1);
+  known_machine.state.record = record;
+  if (record.removed()) {
+    known_machine.begun.reset();
+    known_machine.durable_open.reset();
+    known_machine.show_open();
+  } else {
+    names_[record.name()] = machine;
+  }
+}
+
+void Catalog::appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin) {
+  Machine& found = machines_.at(machine);
+  found.begun = begin;
+  found.state.next_epoch = std::max(found.state.next_epoch, EpochNumber(begin.number()).next());
+  found.show_open();
+}
+
+void Catalog::appended_end(const MachineId& machine) {
+  Machine& found = machines_.at(machine);
+  found.begun.reset();
+  found.show_open();
+}
+
+Status Catalog::durable(const CommitInfo& commit, Visitor& visitor) {
+  for (const RecordInfo& record : commit.records) {
+    const auto known_machine = machines_.find(record.machine);
+    if (known_machine == machines_.end()) continue;
+    Machine& machine = known_machine->second;
+    if (record.type == RecordType::blocks) {
+      const std::span blocks = std::span(commit.blocks).subspan(record.first_block, record.block_count);
+      std::uint64_t payload = 0;
+      for (const BlockPlace& block : blocks) payload += limits::kBlockHeaderSize + block.stored_size;
+      if (machine.durable_open) add_blocks(*machine.durable_open, record, blocks);
+      if (machine.state.open_epoch) machine.state.open_epoch = machine.durable_open;
+      visitor.blocks_durable(record.machine, payload);
+      continue;
+    }
+    if (machine.state.record.removed()) continue;
+    switch (record.type) {
+      case RecordType::epoch_begin: {
+        const auto begin = TIDEMARK_TRY(parse_record<pb::EpochBeginRecord>(record));
+        const bool resumed = machine.durable_open && machine.durable_open->number() == begin.number();
+        machine.durable_open = begin_epoch_entry(begin, record.lsn, resumed ? &*machine.durable_open : nullptr);
+        break;
+      }
+      case RecordType::epoch_commit: {
+        const auto content = TIDEMARK_TRY(parse_record<pb::EpochCommitRecord>(record));
+        MachineState& state = machine.state;
+        state.durable_epoch = EpochNumber(content.number());
+        state.durable_digest = hash_from_bytes(content.digest());
+        state.durable_lsn = record.lsn;
+        state.durable_time_us = content.time_us();
+        if (content.consistency() != kFuzzy) {
+          state.newest_point = state.durable_epoch;
+          state.newest_point_us = content.time_us();
+        }
+        machine.durable_open.reset();
+        machine.show_open();
+        visitor.epoch_durable(record.machine, state.durable_epoch, state.durable_digest);
+        continue;
+      }
+      case RecordType::epoch_abort: machine.durable_open.reset(); break;
+      case RecordType::machine:
+      case RecordType::blocks: break;
+    }
+    machine.show_open();
+  }
+  return {};
+}
+
+}  // namespace tidemark::storage

@@ -1,0 +1,95 @@
+// What a shard knows of its machines: their records, their newest durable epoch, the epoch that is open. Memory only:
+// the log's records are the truth, the index keeps what a start needs.
+//
+// Two views are kept of an epoch: as far as it is appended, which decides what may follow, and as far as it is
+// durable, which is what others are told. Machine records count from when they are appended.
+//
+// Belongs to the shard's thread. The checks here are on what callers ask; each fails without effect.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "storage/commit_info.h"
+#include "storage/index.h"
+
+namespace tidemark::storage {
+
+// A machine as the store has it, in memory on the shard. A copy can travel.
+struct MachineState {
+  pb::MachineRecord record;
+  // Newest committed and durable epoch (0: none), and the newest that is a point.
+  EpochNumber durable_epoch;
+  Hash128 durable_digest;
+  Lsn durable_lsn;
+  WallMicros durable_time_us = 0;
+  EpochNumber newest_point;
+  WallMicros newest_point_us = 0;
+  EpochNumber next_epoch{1};
+  std::optional<pb::OpenEpochEntry> open_epoch;  // as far as durable; absent once its commit or abort is appended
+  std::optional<EpochNumber> begun_epoch;        // the open epoch as far as appended: its begin may not be durable yet
+  WallMicros unchanged_as_of_us = 0;             // in memory only
+};
+
+class Catalog {
+ public:
+  static Result<Catalog> load(const Index& index);
+
+  const MachineState* find(const MachineId& machine) const;  // nullptr for a removed one too
+  const MachineState* find_by_name(const std::string& name) const;
+  void for_each_machine(const std::function<void(const MachineState&)>& visit) const;
+  void set_unchanged(const MachineId& machine, WallMicros as_of_us);
+
+  // --- before appending: what the record must be, or why it may not be appended ---
+  // The record as it is to be written: disks are the catalog's own business.
+  Result<pb::MachineRecord> check_machine(const pb::MachineRecord& record) const;
+  struct DiskChange {
+    pb::DiskRecord disk;
+    std::optional<pb::MachineRecord> record;  // to be written first; absent: nothing changed
+  };
+  Result<DiskChange> check_disk(const MachineId& machine, const pb::DiskRecord& disk) const;
+  // True: nothing to write, the epoch is resumed as it is.
+  Result<bool> check_begin(const MachineId& machine, const pb::EpochBeginRecord& begin) const;
+  Status check_blocks(const MachineId& machine, DiskId disk) const;
+  Status check_commit(const MachineId& machine, EpochNumber number) const;
+  Result<bool> check_abort(const MachineId& machine, EpochNumber number) const;  // true: nothing to write
+
+  // --- appended: after the log took the record ---
+  void appended_machine(const MachineId& machine, const pb::MachineRecord& record);
+  void appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin);
+  void appended_end(const MachineId& machine);  // its commit or abort
+
+  // --- durable ---
+  class Visitor {
+   public:
+    virtual void epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) = 0;
+    virtual void blocks_durable(const MachineId& machine, std::uint64_t payload_bytes) = 0;
+
+   protected:
+    ~Visitor() = default;
+  };
+  // Takes over what a durable commit says. An error: the log holds what cannot be parsed, which our own logic wrote.
+  Status durable(const CommitInfo& commit, Visitor& visitor);
+
+ private:
+  struct Machine {
+    MachineState state;
+    // As durable, whether or not its end is appended already; state.open_epoch shows it only while it may go on.
+    std::optional<pb::OpenEpochEntry> durable_open;
+    std::optional<pb::EpochBeginRecord> begun;  // as appended
+    void show_open();
+  };
+  const Machine* known(const MachineId& machine) const;
+  std::string describe(const MachineId& machine) const;
+
+  std::unordered_map<MachineId, Machine> machines_;  // removed ones too
+  std::unordered_map<std::string, MachineId> names_;
+  std::uint32_t next_volume_ = 1;
+};
+
+}  // namespace tidemark::storage
