@@ -57,7 +57,7 @@ class FileSystem {
   // The new name is durable only after sync_directory of its directory. Replaces an existing file.
   virtual Status rename(const std::string& from, const std::string& to) = 0;
   virtual Status remove(const std::string& path) = 0;
-  virtual Status make_directory(const std::string& path) = 0;  // well when it exists already
+  virtual Status make_directory(const std::string& path) = 0;                       // well when it exists already
   virtual Result<std::vector<std::string>> list(const std::string& directory) = 0;  // names, sorted
   virtual Status sync_directory(const std::string& path) = 0;
   virtual Result<bool> exists(const std::string& path) = 0;

@@ -1,13 +1,14 @@
 // The log of a partition: the one stream into which everything durable goes first.
 //
 // append() gathers records into the open commit, in memory; end_turn() closes it and queues one RWF_DSYNC write;
-// several may be in flight; the durable mark advances in log order; on_durable() tells. A commit that fills up is closed
-// at once. An acknowledged record survives a loss of power; what was not acknowledged may or may not be there.
+// several may be in flight; the durable mark advances in log order; on_durable() tells. A commit that fills up is
+// closed at once. An acknowledged record survives a loss of power; what was not acknowledged may or may not be there.
 //
 // Runs on its shard's thread alone. A SegmentKeeper formats and recycles segments on a background thread.
 //
 // Failure: after a failed write the segment is poisoned: it is sealed at the durable LSN and the commits that were not
-// acknowledged are written to a fresh segment, once. A second failure stops the log: every later append returns the error.
+// acknowledged are written to a fresh segment, once. A second failure stops the log: every later append returns the
+// error.
 #pragma once
 
 #include <chrono>
@@ -35,7 +36,7 @@ struct LogOptions {
   PartitionId partition;
   std::uint32_t salt = 0;
   Incarnation incarnation;
-  std::uint32_t commits_in_flight_max = 2;   // raised by itself up to limits::kCommitsInFlightMax as latency grows
+  std::uint32_t commits_in_flight_max = 2;  // raised by itself up to limits::kCommitsInFlightMax as latency grows
   std::chrono::microseconds linger{0};
 };
 
@@ -43,9 +44,9 @@ struct LogOptions {
 struct LogTail {
   Lsn last_lsn;
   std::uint64_t last_checksum = 0;
-  SegmentId last_segment;          // the log goes on in a new segment after it, never behind a recovered tail
+  SegmentId last_segment;  // the log goes on in a new segment after it, never behind a recovered tail
   std::uint64_t last_segment_end = 0;
-  Lsn stated_lsn;                  // what the disk says is durable; on_idle() says last_lsn when this is behind
+  Lsn stated_lsn;  // what the disk says is durable; on_idle() says last_lsn when this is behind
 };
 
 class Log {
@@ -61,28 +62,33 @@ class Log {
     ~Listener() = default;
   };
 
-  Log(LogOptions options, IoQueue& queue, SegmentKeeper& segments, const Clock& clock, LogTail tail, Listener& listener);
+  Log(LogOptions options, IoQueue& queue, SegmentKeeper& segments, const Clock& clock, LogTail tail,
+      Listener& listener);
   ~Log();  // waits for what is in flight
 
   // The record's LSN. The payload is copied. Code::busy: all commit buffers are in flight, or no formatted segment is
   // ready: call again after on_durable (or SegmentKeeper's notice). Any other error: the log has stopped.
   Result<Lsn> append(RecordType type, const MachineId& machine, DiskId disk, std::span<const std::byte> payload);
 
-  // How many payload bytes append() would take now without Code::busy.
+  // How many payload bytes append() would take now without Code::busy; cautious: for records of 256 bytes and more.
   std::size_t room() const;
 
-  // Once per turn of the loop: closes the open commit and queues its write. The caller submits the queue.
+  // Once per turn of the loop, and after SegmentKeeper's notice: closes the open commit and queues its write; while the
+  // most commits are in flight it goes on gathering instead, and follows by itself. The caller submits the queue, after
+  // IoQueue::reap() as well.
   void end_turn();
   // Called about every limits::kIdleCommitMillis: writes an empty commit when the durable LSN on disk is behind.
   void on_idle();
 
-  Lsn last_lsn() const;      // appended
+  Lsn last_lsn() const;  // appended
   Lsn durable_lsn() const;
   bool stopped() const;
 
   struct Counters {
     std::uint64_t commits = 0, records = 0, payload_bytes = 0, written_bytes = 0, segments = 0, rewritten = 0;
     std::uint64_t write_us_total = 0, write_us_max = 0;
+    std::uint64_t failures = 0;          // failed writes that were followed by a fresh segment
+    std::uint32_t in_flight_target = 0;  // commits that may be in flight now
   };
   const Counters& counters() const;
 

@@ -135,7 +135,7 @@ Result<ParsedCommit> parse_commit(std::span<const std::byte> bytes, const Commit
 }
 
 Result<SegmentHeader> parse_segment_header(std::span<const std::byte> bytes, PartitionId partition, std::uint32_t salt,
-                                           SegmentId segment) {
+                                           std::optional<SegmentId> segment) {
   const auto none = [](std::string what) { return fail(Code::not_found, "segment header", std::move(what)); };
   if (bytes.size() < sizeof(SegmentHeader)) return none("is cut off");
   const auto header = load<SegmentHeader>(bytes);
@@ -150,7 +150,7 @@ Result<SegmentHeader> parse_segment_header(std::span<const std::byte> bytes, Par
   if (header.version != kLogVersion)
     return fail(Code::unsupported, "segment header", "is of log version " + std::to_string(header.version),
                 "use the Tidemark that wrote it, or a newer one");
-  if (header.segment != segment.value()) return none("is of segment " + std::to_string(header.segment));
+  if (segment && header.segment != segment->value()) return none("is of segment " + std::to_string(header.segment));
   if (header.flags != 0 || header.first_lsn == 0 || header.durable_lsn >= header.first_lsn ||
       header.predecessor >= header.segment || header.incarnation == 0)
     return none("contradicts itself");

@@ -142,9 +142,10 @@ Result<ParsedCommit> parse_commit(std::span<const std::byte> bytes, const Commit
                                   CommitInfo& info);
 
 // A segment's header from the file's first bytes. Code::not_found: none of this partition and this id (zeroes, torn, or
-// of the segment's former life); Code::corrupt: it names another partition; Code::unsupported: a newer format.
+// of the segment's former life); Code::corrupt: it names another partition; Code::unsupported: a newer format. Without
+// `segment` any id will do.
 Result<SegmentHeader> parse_segment_header(std::span<const std::byte> bytes, PartitionId partition, std::uint32_t salt,
-                                           SegmentId segment);
+                                           std::optional<SegmentId> segment);
 
 // Walks one record's payload: adds its blocks to `info` (places relative to `payload_offset`, within the segment) and
 // feeds `headers` with what the headers' hash covers. An error, with `info` unchanged, when a blocks payload is

@@ -1,10 +1,17 @@
 // Recovery: walks the log from the index's mark along the hash chain, hands every valid commit on, and decides what a
 // break means.
 //
-// D, the proven durable LSN, is the highest of: the mark's LSN, the durable LSN stated by every valid commit or segment header found
-// (beyond a break too, sector by sector over the in-flight window and in later segments), and the base of a successor segment. A
-// break at or below D is corruption: reported, fenced, nothing is truncated. Above D it is a torn tail: it was never
-// acknowledged, and is dropped. Where two commits claim an LSN, the newer incarnation's holds.
+// The chain of segments is found from its newest end: the segment header of the highest incarnation (of these, the
+// highest id) names its predecessor and where that one's part ends, and so on back to the mark. Whatever no header
+// reaches was superseded: where two commits claim an LSN, the newer incarnation's holds.
+//
+// D, the proven durable LSN, is the highest of: the mark's LSN and the durable LSN stated by every valid commit or
+// segment header, beyond a break too (block by block over the rest of that segment and over later ones). A break at or
+// below D is corruption: reported, fenced, nothing is truncated. Above D it is a torn tail: it was never
+// acknowledged, and is dropped. A successor's header states D itself, not by where it begins: it may have been written
+// while the last commits before it were still in flight.
+//
+// What is handed on above D had been written but perhaps not flushed: its files are synced before recovery returns.
 #pragma once
 
 #include <functional>
@@ -17,7 +24,7 @@
 
 namespace tidemark::storage {
 
-struct DamagedBlock {   // found on the way, header chain intact: only these bytes are lost
+struct DamagedBlock {  // found on the way, header chain intact: only these bytes are lost
   SegmentId segment;
   MachineId machine;
   DiskId disk;
@@ -27,14 +34,14 @@ struct DamagedBlock {   // found on the way, header chain intact: only these byt
 
 struct RecoveryResult {
   LogTail tail;
-  Incarnation incarnation_max;       // highest seen; opening raises it by one
-  SegmentId segment_max;             // highest id seen in any file, 0 if none
-  Lsn durable_lsn;                   // D
+  Incarnation incarnation_max;  // highest seen; opening raises it by one
+  SegmentId segment_max;        // highest id seen in any file, 0 if none
+  Lsn durable_lsn;              // D
   std::uint64_t commits = 0;
   std::uint64_t replayed_bytes = 0;
-  std::uint64_t torn_bytes = 0;      // dropped above D
-  std::vector<SegmentId> segments;   // that belong to the log, in order, from the oldest file there is
-  std::vector<DamagedBlock> damaged; // at or below D, at most 1024 listed
+  std::uint64_t torn_bytes = 0;       // dropped above D, as far as headers tell
+  std::vector<SegmentId> segments;    // that belong to the log, in order, from the oldest file there is
+  std::vector<DamagedBlock> damaged;  // at or below D, at most 1024 listed
 };
 
 struct RecoveryOptions {
@@ -43,8 +50,9 @@ struct RecoveryOptions {
   LogMark mark;
 };
 
-// `sink` gets every commit after the mark in order; an error of it ends recovery. Blocking. Code::corrupt with segment,
-// offset and LSNs in the error when there is a break at or below D.
+// `sink` gets every commit after the mark in order; an error of it ends recovery. Blocking; reads each byte once.
+// Code::corrupt with segment, offset and LSNs in the error when there is a break at or below D; the sink may have got
+// the sound commits before it. Code::unsupported: a segment of a newer format. Nothing in the directory is changed.
 Result<RecoveryResult> recover_log(FileSystem& files, const std::string& directory, const RecoveryOptions& options,
                                    const std::function<Status(CommitInfo&&)>& sink);
 

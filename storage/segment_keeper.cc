@@ -252,7 +252,7 @@ class Keeper final : public SegmentKeeper {
     std::vector<std::string> to_reserve;
     for (const std::string& name : TIDEMARK_TRY(files_.list(options_.directory))) {
       const auto id = parse_segment_name(name);
-      const bool reserve = name.starts_with(kReservePrefix) && name.ends_with(kSegmentSuffix);
+      const bool reserve = is_reserve_name(name);
       if (id) last_id_ = std::max(last_id_, *id);
       if (reserve) {
         std::uint64_t serial = 0;
@@ -321,6 +321,10 @@ std::optional<SegmentId> parse_segment_name(std::string_view name) {
   std::uint64_t id = 0;
   std::from_chars(name.data(), name.data() + name.size(), id, 16);
   return SegmentId(id);
+}
+
+bool is_reserve_name(std::string_view name) {
+  return name.starts_with(kReservePrefix) && name.ends_with(kSegmentSuffix);
 }
 
 Result<std::unique_ptr<SegmentKeeper>> SegmentKeeper::open(FileSystem& files, SegmentKeeperOptions options) {

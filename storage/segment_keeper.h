@@ -46,6 +46,7 @@ class Segment {
 
 std::string segment_path(const std::string& directory, SegmentId id);
 std::optional<SegmentId> parse_segment_name(std::string_view name);  // of a file that is named by an id
+bool is_reserve_name(std::string_view name);
 
 struct SegmentKeeperOptions {
   std::string directory;                                     // exists
