@@ -309,11 +309,17 @@ Index::Usage Index::usage() const {
     std::uint64_t value = 0;
     return impl_->db->GetIntProperty(name, &value) ? value : 0;
   };
+  std::uint64_t segments = 0;
+  {
+    const std::shared_lock lock(impl_->mutex);
+    segments = impl_->live.size();
+  }
   return {.deltas = property(rocksdb::DB::Properties::kEstimateNumKeys),
           .disk_bytes = property(rocksdb::DB::Properties::kTotalSstFilesSize),
           .memory_bytes = property(rocksdb::DB::Properties::kCurSizeAllMemTables) +
                           property(rocksdb::DB::Properties::kBlockCacheUsage) +
-                          property(rocksdb::DB::Properties::kEstimateTableReadersMem)};
+                          property(rocksdb::DB::Properties::kEstimateTableReadersMem),
+          .segments = segments};
 }
 
 }  // namespace tidemark::storage

@@ -95,6 +95,7 @@ class Index {
     std::uint64_t deltas = 0;  // estimated keys
     std::uint64_t disk_bytes = 0;
     std::uint64_t memory_bytes = 0;
+    std::uint64_t segments = 0;  // of the log, from the first commit in them until they are given back
   };
   Usage usage() const;
 

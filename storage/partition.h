@@ -129,7 +129,7 @@ class Partition {
   Stats stats() const;
 
  private:
-  struct Impl;
+  struct Impl;  // storage/partition_impl.h
   explicit Partition(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -1,0 +1,58 @@
+// The Reader of a partition's segments: finds extents in the index, reads blocks in long pieces, believes nothing that
+// does not check, and decodes.
+#pragma once
+
+#include <atomic>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "storage/file.h"
+#include "storage/index.h"
+#include "storage/reader.h"
+#include "storage/reader_pins.h"
+
+namespace tidemark::storage {
+
+// Open segment files, the most recently used ones. Thread-safe.
+class SegmentFiles {
+ public:
+  SegmentFiles(FileSystem& files, std::string directory) : files_(files), directory_(std::move(directory)) {}
+  Result<std::shared_ptr<File>> open(SegmentId segment);
+  void forget(SegmentId segment);
+
+ private:
+  static constexpr std::size_t kOpenMax = 64;
+  FileSystem& files_;
+  std::string directory_;
+  std::mutex mutex_;
+  std::list<std::pair<SegmentId, std::shared_ptr<File>>> recent_;  // newest first
+  std::unordered_map<SegmentId, decltype(recent_)::iterator> by_segment_;
+};
+
+// What all readers of a partition share.
+struct ReadContext {
+  ReadContext(std::unique_ptr<Index> index_of_it, FileSystem& files, const std::string& log_directory)
+      : index(std::move(index_of_it)), segments(files, log_directory) {}
+  std::unique_ptr<Index> index;
+  SegmentFiles segments;
+  ReaderPins pins;
+  std::atomic<std::uint64_t> damaged_reads{0};
+};
+
+// What is read: one disk as of one commit.
+struct ReadTarget {
+  MachineId machine;
+  std::string machine_name;
+  DiskId disk;
+  VolumeId volume;
+  EpochNumber epoch;
+  Lsn as_of;
+  std::uint64_t disk_size = 0;  // bytes
+};
+
+std::unique_ptr<Reader> make_reader(std::shared_ptr<ReadContext> context, ReadTarget target);
+
+}  // namespace tidemark::storage

@@ -1,0 +1,275 @@
+// The partition's life on its shard: what is asked is checked against the catalog, goes into the log, and is told to
+// the listener once it is durable; the indexer follows behind on its own thread. Opening, creating and what other
+// threads may ask stand in partition_open.cc and partition_read.cc.
+#include "storage/partition.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+#include "storage/epoch_progress.h"
+#include "storage/partition_impl.h"
+
+namespace tidemark::storage {
+
+Partition::Impl::Impl(FileSystem& file_system, std::string path, const PartitionOptions& partition_options,
+                      IoQueue& io_queue, Partition::Listener& to)
+    : files(file_system), directory(std::move(path)), options(partition_options), queue(io_queue), listener(to) {}
+
+Partition::Impl::~Impl() {
+  // What these use goes after them; nothing is flushed: close() does that.
+  indexer.reset();
+  log.reset();
+  keeper.reset();
+}
+
+// --- Log::Listener ---
+
+void Partition::Impl::on_durable(CommitInfo&& commit) {
+  durable_lsn.store(commit.last_lsn.value(), std::memory_order_release);
+  if (auto taken = catalog.durable(commit, *this); !taken) {
+    // Our own log holds what we cannot parse: going on would tell machines what is not so.
+    spdlog::critical("event=catalog_failed path={} error=\"{}\"", directory, taken.error().message());
+    stop(taken.error());
+  }
+  indexer->push(std::move(commit));
+  note_counters();
+  for (auto events = std::exchange(durable_events, {}); const Durable& event : events) {
+    if (event.payload_bytes != 0) listener.on_bytes_durable(event.machine, event.payload_bytes);
+    if (event.epoch != EpochNumber()) listener.on_epoch_durable(event.machine, event.epoch, event.digest);
+  }
+  const Lsn lsn(durable_lsn.load(std::memory_order_relaxed));
+  while (!waiting.empty() && waiting.front().first <= lsn) {
+    const auto then = std::move(waiting.front().second);
+    waiting.pop_front();
+    then({});
+  }
+  offer_room();
+}
+
+void Partition::Impl::on_stopped(const Error& why) { stop(why); }
+
+void Partition::Impl::stop(const Error& why) {
+  if (stopped) return;
+  stopped = why;
+  for (auto callbacks = std::exchange(waiting, {}); auto& [lsn, then] : callbacks) then(std::unexpected(why));
+  listener.on_stopped(why);
+}
+
+// --- Catalog::Visitor ---
+
+void Partition::Impl::epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) {
+  durable_events.push_back({.machine = machine, .payload_bytes = 0, .epoch = epoch, .digest = digest});
+}
+
+void Partition::Impl::blocks_durable(const MachineId& machine, std::uint64_t payload_bytes) {
+  if (!durable_events.empty()) {
+    Durable& last = durable_events.back();
+    if (last.machine == machine && last.epoch == EpochNumber()) {
+      last.payload_bytes += payload_bytes;
+      return;
+    }
+  }
+  durable_events.push_back({.machine = machine, .payload_bytes = payload_bytes, .epoch = {}, .digest = {}});
+}
+
+// --- appending ---
+
+Result<Lsn> Partition::Impl::append(RecordType type, const MachineId& machine, DiskId disk,
+                                    std::span<const std::byte> payload) {
+  if (stopped) return std::unexpected(*stopped);
+  auto lsn = log->append(type, machine, disk, payload);
+  if (lsn) {
+    last_lsn.store(lsn->value(), std::memory_order_relaxed);
+  } else if (lsn.error().code == Code::busy) {
+    wanted_room = std::max(wanted_room, payload.size());
+  }
+  return lsn;
+}
+
+Result<Lsn> Partition::Impl::append(RecordType type, const MachineId& machine,
+                                    const google::protobuf::MessageLite& message) {
+  const std::string bytes = message.SerializeAsString();
+  return append(type, machine, DiskId(), std::as_bytes(std::span(bytes)));
+}
+
+std::size_t Partition::Impl::room() const {
+  if (stopped) return 0;
+  return static_cast<std::size_t>(std::min<std::uint64_t>(log->room(), indexer->room()));
+}
+
+void Partition::Impl::offer_room() {
+  if (wanted_room == 0 || stopped || room() < wanted_room) return;
+  wanted_room = 0;
+  listener.on_room();
+}
+
+Status Partition::Impl::check_space() {
+  if (!options.background) refresh_space();
+  const std::uint64_t available = available_bytes.load(std::memory_order_relaxed);
+  if (available >= options.free_space_min) return {};
+  return fail(Code::no_space, directory,
+              fmt::format("its file system has {} MiB left, and {} MiB are to stay free", available >> 20,
+                          options.free_space_min >> 20),
+              "free space, remove machines that are no longer needed, or make the file system larger");
+}
+
+void Partition::Impl::refresh_space() {
+  const auto space = files.space(directory);
+  if (!space) return;  // what was known before counts on; a real failure shows in every other operation
+  available_bytes.store(space->available, std::memory_order_relaxed);
+  total_bytes.store(space->total, std::memory_order_relaxed);
+}
+
+void Partition::Impl::note_counters() {
+  const std::lock_guard lock(counters_mutex);
+  counters = log->counters();
+}
+
+// --- the background ---
+
+void Partition::Impl::housekeeping() {
+  refresh_space();
+  if (keeper->stats().error) keeper->retry();
+  for (const SegmentId segment : index().unreferenced_segments()) {
+    if (!context->pins.may_release(segment)) continue;
+    context->segments.forget(segment);
+    if (const auto forgotten = index().forget_segment(segment); !forgotten) {
+      spdlog::warn("event=segment_not_released path={} segment={} error=\"{}\"", directory, segment.value(),
+                   forgotten.error().message());
+      return;  // tried again at the next turn
+    }
+    keeper->recycle(segment);
+    context->pins.released(segment);
+  }
+}
+
+// --- Partition, on the shard's thread ---
+
+Partition::Partition(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Partition::~Partition() = default;
+
+const MachineState* Partition::find(const MachineId& machine) const { return impl_->catalog.find(machine); }
+const MachineState* Partition::find_by_name(const std::string& name) const { return impl_->catalog.find_by_name(name); }
+void Partition::for_each_machine(const std::function<void(const MachineState&)>& visit) const {
+  impl_->catalog.for_each_machine(visit);
+}
+
+Status Partition::put_machine(const pb::MachineRecord& record, std::function<void(Status)> durable) {
+  const auto whole = TIDEMARK_TRY(impl_->catalog.check_machine(record));
+  const MachineId machine = TIDEMARK_TRY(machine_from_bytes(whole.machine()));
+  const Lsn lsn = TIDEMARK_TRY(impl_->append(RecordType::machine, machine, whole));
+  impl_->catalog.appended_machine(machine, whole);
+  if (durable) impl_->waiting.emplace_back(lsn, std::move(durable));
+  return {};
+}
+
+void Partition::when_durable(std::function<void(Status)> then) {
+  if (impl_->stopped) {
+    then(std::unexpected(*impl_->stopped));
+  } else if (impl_->log->durable_lsn() >= impl_->log->last_lsn()) {
+    then({});
+  } else {
+    impl_->waiting.emplace_back(impl_->log->last_lsn(), std::move(then));
+  }
+}
+
+Result<pb::DiskRecord> Partition::open_disk(const MachineId& machine, const pb::DiskRecord& disk) {
+  auto change = TIDEMARK_TRY(impl_->catalog.check_disk(machine, disk));
+  if (change.record) {
+    TIDEMARK_TRY(impl_->append(RecordType::machine, machine, *change.record));
+    impl_->catalog.appended_machine(machine, *change.record);
+  }
+  return change.disk;
+}
+
+Status Partition::begin_epoch(const MachineId& machine, const pb::EpochBeginRecord& begin) {
+  if (TIDEMARK_TRY(impl_->catalog.check_begin(machine, begin))) return {};
+  TIDEMARK_TRY(impl_->check_space());
+  TIDEMARK_TRY(impl_->append(RecordType::epoch_begin, machine, begin));
+  impl_->catalog.appended_begin(machine, begin);
+  return {};
+}
+
+Status Partition::append_blocks(const MachineId& machine, DiskId disk, std::span<const std::byte> payload) {
+  TIDEMARK_TRY(impl_->catalog.check_blocks(machine, disk));
+  TIDEMARK_TRY(impl_->check_space());
+  if (impl_->indexer->room() < payload.size()) {
+    impl_->wanted_room = std::max(impl_->wanted_room, payload.size());
+    return fail(Code::busy, impl_->directory, "the index is behind the log by as much as it may be");
+  }
+  TIDEMARK_TRY(impl_->append(RecordType::blocks, machine, disk, payload));
+  return {};
+}
+
+Status Partition::commit_epoch(const MachineId& machine, const pb::EpochCommitRecord& commit) {
+  TIDEMARK_TRY(impl_->catalog.check_commit(machine, EpochNumber(commit.number())));
+  TIDEMARK_TRY(impl_->append(RecordType::epoch_commit, machine, commit));
+  impl_->catalog.appended_end(machine);
+  return {};
+}
+
+Status Partition::abort_epoch(const MachineId& machine, const pb::EpochAbortRecord& abort) {
+  if (TIDEMARK_TRY(impl_->catalog.check_abort(machine, EpochNumber(abort.number())))) return {};
+  TIDEMARK_TRY(impl_->append(RecordType::epoch_abort, machine, abort));
+  impl_->catalog.appended_end(machine);
+  return {};
+}
+
+void Partition::set_unchanged(const MachineId& machine, WallMicros as_of_us) {
+  impl_->catalog.set_unchanged(machine, as_of_us);
+}
+
+void Partition::end_turn() {
+  impl_->log->end_turn();
+  impl_->offer_room();
+}
+
+void Partition::on_idle() {
+  if (!impl_->options.background) {
+    while (impl_->keeper->step()) {
+    }
+    impl_->indexer->step();
+  }
+  if (impl_->segment_ready.exchange(false, std::memory_order_acquire)) impl_->log->end_turn();
+  impl_->log->on_idle();
+  impl_->note_counters();
+  impl_->offer_room();
+}
+
+std::size_t Partition::room() const { return impl_->room(); }
+bool Partition::stopped() const { return impl_->stopped.has_value(); }
+
+Status Partition::close() {
+  Impl& impl = *impl_;
+  while (!impl.stopped && impl.log->durable_lsn() < impl.log->last_lsn()) {
+    on_idle();
+    impl.queue.submit();
+    if (impl.queue.in_flight() != 0) {
+      impl.queue.wait();
+      continue;
+    }
+    // Nothing in flight and not all durable: it waits for a segment.
+    if (const auto error = impl.keeper->stats().error) {
+      impl.stop(*error);
+      break;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  if (!impl.stopped) {
+    impl.log->on_idle();  // states the durable LSN, so that the next start need not prove it
+    impl.queue.submit();
+    while (impl.queue.in_flight() != 0) {
+      impl.queue.wait();
+      impl.queue.submit();
+    }
+  }
+  const Status indexed = impl.indexer->close();
+  if (impl.stopped) return std::unexpected(*impl.stopped);
+  if (!indexed) return indexed;
+  impl.stopped = Error{Code::cancelled, impl.directory, "the partition is closed", ""};
+  return {};
+}
+
+}  // namespace tidemark::storage

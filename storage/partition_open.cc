@@ -1,0 +1,184 @@
+// Creating and opening a partition.
+//
+// Opening: superblock, index, recovery of the log from the index's mark (or from the log's begin, when the index is
+// lost), replay, a flush, and only then the log, in a new incarnation and a new segment.
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "base/random.h"
+#include "storage/partition_impl.h"
+
+namespace tidemark::storage {
+
+namespace {
+
+// What recovery hands on last may not be synced yet: the index must not get it, and by chance persist it, before
+// recovery has returned. So this much is always held back: more than can ever have been in flight.
+constexpr std::uint64_t kHeldBack = 2 * limits::kCommitBuffers * limits::kCommitSizeMax;
+constexpr std::uint64_t kReplayBatch = 32 << 20;
+
+class Replay {
+ public:
+  explicit Replay(Index& index) : index_(index) {}
+
+  Status take(CommitInfo&& commit) {
+    if (!first_lsn_) first_lsn_ = commit.first_lsn;
+    bytes_ += commit.size;
+    held_.push_back(std::move(commit));
+    return bytes_ > kHeldBack + kReplayBatch ? apply(kHeldBack) : Status();
+  }
+  Status finish() { return apply(0); }
+  std::optional<Lsn> first_lsn() const { return first_lsn_; }
+
+ private:
+  Status apply(std::uint64_t keep) {
+    std::vector<CommitInfo> batch;
+    while (!held_.empty() && bytes_ > keep) {
+      bytes_ -= held_.front().size;
+      batch.push_back(std::move(held_.front()));
+      held_.pop_front();
+    }
+    return index_.apply(batch);
+  }
+
+  Index& index_;
+  std::deque<CommitInfo> held_;
+  std::uint64_t bytes_ = 0;
+  std::optional<Lsn> first_lsn_;
+};
+
+std::string parent_of(const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+Status check_superblock(const Superblock& superblock, const std::string& directory, PartitionId id,
+                        const std::string& server_id) {
+  if (superblock.server_id != server_id) {
+    return fail(Code::invalid_argument, directory,
+                fmt::format("it belongs to server {}, and this is server {}", superblock.server_id, server_id),
+                "start the server with its own data directory");
+  }
+  if (superblock.partition != id) {
+    return fail(Code::corrupt, directory,
+                fmt::format("it is partition {}, and stands where partition {} should be", superblock.partition.value(),
+                            id.value()),
+                "put the directories back under their own names");
+  }
+  return {};
+}
+
+}  // namespace
+
+Status Partition::create(FileSystem& files, const std::string& directory, PartitionId id,
+                         const std::string& server_id) {
+  if (server_id.empty() || server_id.find('\n') != std::string::npos || server_id.size() > 256) {
+    return fail(Code::invalid_argument, "server id", "it is empty, longer than 256 bytes or has a line break");
+  }
+  TIDEMARK_TRY(files.make_directory(directory));
+  if (TIDEMARK_TRY(files.exists(directory + "/partition"))) {
+    return fail(Code::already_exists, directory, "there is a partition already");
+  }
+  TIDEMARK_TRY(files.make_directory(directory + "/log"));
+  TIDEMARK_TRY(files.sync_directory(directory + "/log"));
+  Superblock superblock{.partition = id, .salt = 0, .server_id = server_id};
+  secure_random(std::as_writable_bytes(std::span(&superblock.salt, 1)));
+  TIDEMARK_TRY(write_superblock(files, directory, superblock));
+  return files.sync_directory(parent_of(directory));
+}
+
+Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& directory, PartitionId id,
+                                          const std::string& server_id, const PartitionOptions& options, IoQueue& queue,
+                                          const Clock& clock, Listener& listener) {
+  const Superblock superblock = TIDEMARK_TRY(read_superblock(files, directory));
+  TIDEMARK_TRY(check_superblock(superblock, directory, id, server_id));
+
+  Opened opened;
+  const std::string index_directory = directory + "/index";
+  auto index = Index::open(index_directory, options.index);
+  if (!index && index.error().code == Code::corrupt) {
+    opened.index_rebuilt = "it was damaged: " + index.error().what;
+    spdlog::warn("event=index_damaged path={} error=\"{}\"", index_directory, index.error().message());
+    TIDEMARK_TRY(Index::destroy(index_directory));
+    index = Index::open(index_directory, options.index);
+  }
+  if (!index) return std::unexpected(std::move(index).error());
+
+  const std::string log_directory = directory + "/log";
+  auto impl = std::make_unique<Impl>(files, directory, options, queue, listener);
+  impl->context = std::make_shared<ReadContext>(std::move(*index), files, log_directory);
+  const LogMark mark = impl->index().mark();
+  Replay replay(impl->index());
+  opened.recovery =
+      TIDEMARK_TRY(recover_log(files, log_directory, {.partition = id, .salt = superblock.salt, .mark = mark},
+                               [&](CommitInfo&& commit) { return replay.take(std::move(commit)); }));
+  RecoveryResult& recovery = opened.recovery;
+  if (recovery.tail.last_lsn < mark.lsn) {
+    return fail(Code::corrupt, directory,
+                fmt::format("the index has applied the log up to LSN {}, and the log ends at {}", mark.lsn.value(),
+                            recovery.tail.last_lsn.value()),
+                "the log is older than the index: restore both from the same moment");
+  }
+  if (mark.segment == SegmentId() && replay.first_lsn()) {
+    if (*replay.first_lsn() != Lsn(1)) {
+      return fail(Code::corrupt, index_directory,
+                  fmt::format("the index is lost, and the log begins with LSN {}: what was before cannot be rebuilt",
+                              replay.first_lsn()->value()),
+                  "restore the data directory from a copy; nothing of the log was changed");
+    }
+    if (opened.index_rebuilt.empty()) opened.index_rebuilt = "it was missing";
+  }
+  TIDEMARK_TRY(replay.finish());
+  if (!opened.index_rebuilt.empty()) {
+    spdlog::warn("event=index_rebuilt path={} reason=\"{}\" commits={} bytes={}", index_directory, opened.index_rebuilt,
+                 recovery.commits, recovery.replayed_bytes);
+  }
+  for (const DamagedBlock& block : recovery.damaged) {
+    spdlog::error(
+        "event=damaged_block path={} segment={} offset={} machine={} disk={} epoch={} first_granule={} granules={}",
+        log_directory, block.segment.value(), block.place.offset, block.machine.to_string(), block.disk.value(),
+        block.epoch.value(), block.place.first_granule, block.place.granules);
+  }
+  if (recovery.commits != 0) {
+    if (const auto flushed = impl->index().flush(); !flushed) {
+      // Nothing is lost by it: the same is replayed at the next start. The indexer goes on trying.
+      spdlog::warn("event=index_flush_failed path={} error=\"{}\"", index_directory, flushed.error().message());
+    }
+  }
+  impl->catalog = TIDEMARK_TRY(Catalog::load(impl->index()));
+  impl->durable_lsn = recovery.tail.last_lsn.value();
+  impl->last_lsn = recovery.tail.last_lsn.value();
+  impl->refresh_space();
+
+  impl->keeper = TIDEMARK_TRY(SegmentKeeper::open(files, {.directory = log_directory,
+                                                          .segment_size = options.segment_size,
+                                                          .reserve = options.reserve_segments,
+                                                          .free_space_min = options.free_space_min,
+                                                          .last_id = recovery.segment_max,
+                                                          .live = recovery.segments,
+                                                          .background = options.background}));
+  impl->keeper->set_notice([state = impl.get()] { state->segment_ready.store(true, std::memory_order_release); });
+  // Given back in an earlier life, but a crash came before the file was gone.
+  const SegmentId persisted = impl->index().persisted_mark().segment;
+  for (const SegmentId segment : recovery.segments) {
+    if (segment >= persisted || TIDEMARK_TRY(impl->index().live_references(segment)) != 0) continue;
+    TIDEMARK_TRY(impl->index().forget_segment(segment));
+    impl->keeper->recycle(segment);
+  }
+  impl->log = std::make_unique<Log>(LogOptions{.partition = id,
+                                               .salt = superblock.salt,
+                                               .incarnation = recovery.incarnation_max.next(),
+                                               .commits_in_flight_max = options.commits_in_flight_max},
+                                    queue, *impl->keeper, clock, recovery.tail, *impl);
+  impl->indexer =
+      std::make_unique<Indexer>(impl->index(),
+                                Indexer::Options{.lag_max = options.index_lag_max,
+                                                 .flush_bytes = options.index_flush_bytes,
+                                                 .flush_after = std::chrono::seconds(limits::kIndexFlushSeconds),
+                                                 .background = options.background},
+                                [state = impl.get()] { state->housekeeping(); });
+  opened.partition.reset(new Partition(std::move(impl)));
+  return opened;
+}
+
+}  // namespace tidemark::storage
