@@ -38,6 +38,10 @@ std::string take_openssl_reason();
 Result<X509Ptr> read_certificate(const std::string& pem, const std::string& object);
 Result<KeyPtr> read_key(const std::string& pem, const std::string& object);
 
+// What verification says when no certificate shown is the pinned one. Of the values that make OpenSSL send the alert
+// "unknown ca" this is the one that cannot occur otherwise: the list of certificates is limited to a few.
+inline constexpr int kNotThePinnedAuthority = X509_V_ERR_CERT_CHAIN_TOO_LONG;
+
 CertificateInfo describe(const X509& certificate);
 
 }  // namespace tidemark::net

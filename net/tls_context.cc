@@ -80,7 +80,7 @@ struct TlsContext::Callbacks {
     }
     int verified = 0;
     if (sk_X509_num(trusted) == 0) {
-      X509_STORE_CTX_set_error(verification, X509_V_ERR_APPLICATION_VERIFICATION);
+      X509_STORE_CTX_set_error(verification, kNotThePinnedAuthority);
     } else {
       X509_STORE_CTX_set0_trusted_stack(verification, trusted);
       verified = X509_verify_cert(verification);

@@ -32,7 +32,7 @@ Error verdict(const SSL* ssl, long result, const std::string& peer) {
     case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
     case X509_V_ERR_CERT_SIGNATURE_FAILURE:
     case X509_V_ERR_CERT_UNTRUSTED: return refuse("its certificate was issued by an unknown authority", remedy);
-    case X509_V_ERR_APPLICATION_VERIFICATION:
+    case kNotThePinnedAuthority:
       return refuse("it is not the server the token was made for: its authority has another fingerprint",
                     "check the address and use a token made by this server");
     case X509_V_ERR_INVALID_PURPOSE:

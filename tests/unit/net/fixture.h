@@ -84,7 +84,7 @@ class Recorder final : public TlsStream::Handler {
   std::uint64_t received_bytes = 0;
   int writable = 0, closed = 0, spaces = 0;
   std::optional<Error> error;
-  std::function<void()> after_handshake, after_read, after_close;
+  std::function<void()> after_handshake, after_read, after_close, after_writable;
 
   void on_handshake(const Peer& who) override {
     peer = who;
@@ -101,7 +101,10 @@ class Recorder final : public TlsStream::Handler {
     if (keep) received.append(reinterpret_cast<const char*>(space_.data()), size);
     if (after_read) after_read();
   }
-  void on_writable() override { ++writable; }
+  void on_writable() override {
+    ++writable;
+    if (after_writable) after_writable();
+  }
   void on_closed(const std::optional<Error>& why) override {
     ++closed;
     error = why;
