@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "server/config.h"
+#include "net/connect.h"
 #include "server/directory.h"
 #include "server/private_file.h"
 
@@ -29,7 +29,7 @@ std::vector<std::string> certificate_names(const std::vector<std::string>& addre
     if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   };
   for (const auto& address : addresses)
-    if (const auto parsed = parse_host_port(address)) add(parsed->host);
+    if (const auto parsed = net::parse_host_port(address)) add(parsed->host);
   add(host_name());
   add("localhost");
   add("127.0.0.1");

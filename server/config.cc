@@ -11,6 +11,8 @@
 #include <sstream>
 #include <vector>
 
+#include "net/connect.h"
+
 namespace tidemark::server {
 namespace {
 
@@ -87,7 +89,7 @@ class Section {
       return wrong(*node, key, fmt::format("is \"{}\"", given->get()), fmt::format("allowed are {}", fmt::join(allowed, ", ")));
     value = given->get();
     if (const std::string name(key); name == "listen") {
-      if (const auto parsed = parse_host_port(value); !parsed)
+      if (const auto parsed = net::parse_host_port(value); !parsed)
         return wrong(*node, key, fmt::format("is \"{}\", not an address", value), "write HOST:PORT, like 0.0.0.0:7443 or [::]:7443");
     }
   }
@@ -135,26 +137,6 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   if (error != std::errc() || shift < 0 || number > (UINT64_MAX >> shift))
     return fail(Code::invalid_argument, std::string(text), "not a size", "write it like 4096, 512KiB, 64MiB, 1GiB");
   return number << shift;
-}
-
-Result<HostPort> parse_host_port(std::string_view text) {
-  const auto not_an_address = [&] {
-    return fail(Code::invalid_argument, std::string(text), "not an address", "write HOST:PORT, like 0.0.0.0:7443 or [::1]:7443");
-  };
-  const auto colon = text.rfind(':');
-  if (colon == std::string_view::npos || colon == 0) return not_an_address();
-  std::string_view host = text.substr(0, colon);
-  const std::string_view port = text.substr(colon + 1);
-  if (host.front() == '[' && host.back() == ']' && host.size() > 2) {
-    host = host.substr(1, host.size() - 2);
-  } else if (host.find_first_of(":[]") != std::string_view::npos) {
-    return not_an_address();
-  }
-  HostPort result;
-  result.host = host;
-  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), result.port);
-  if (error != std::errc() || end != port.data() + port.size()) return not_an_address();
-  return result;
 }
 
 Result<Config> parse_config(std::string_view text, const std::string& origin) {

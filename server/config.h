@@ -50,11 +50,4 @@ std::string default_config_text(const std::string& listen);
 // "64MiB", "1GiB", "4096", "512 KiB". Code::invalid_argument when it is none.
 Result<std::uint64_t> parse_size(std::string_view text);
 
-struct HostPort {
-  std::string host;
-  std::uint16_t port = 0;
-};
-// "192.0.2.1:7443", "[::1]:0", "staging.example:7443".
-Result<HostPort> parse_host_port(std::string_view text);
-
 }  // namespace tidemark::server

@@ -12,6 +12,7 @@
 #include "base/hex.h"
 #include "base/random.h"
 #include "server/authority.h"
+#include "net/connect.h"
 #include "server/config.h"
 #include "server/private_file.h"
 #include "storage/partition.h"
@@ -56,7 +57,7 @@ Result<Superblock> create_directory(storage::FileSystem& files, const Directory&
     return fail(Code::invalid_argument, "--partitions", fmt::format("is {}", options.partitions),
                 fmt::format("allowed is 1 to {}", kPartitionsMax));
   for (const auto& address : options.addresses) {
-    const auto parsed = parse_host_port(address);
+    const auto parsed = net::parse_host_port(address);
     if (!parsed || parsed->port == 0)
       return fail(Code::invalid_argument, "--address", fmt::format("is \"{}\", not an address", address),
                   "write HOST:PORT as agents reach it, like staging.example:7443");
@@ -80,7 +81,7 @@ Result<Superblock> create_directory(storage::FileSystem& files, const Directory&
     TIDEMARK_TRY(storage::Partition::create(files, directory.partition(partition), partition, superblock.server_id));
   }
   const auto& first = superblock.addresses.front();
-  const auto port = parse_host_port(first);
+  const auto port = net::parse_host_port(first);
   TIDEMARK_TRY(write_private_file(directory.config(),
                                   default_config_text(fmt::format("0.0.0.0:{}", port ? port->port : 7443))));
   TIDEMARK_TRY(write_superblock(directory, superblock));

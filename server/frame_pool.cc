@@ -16,55 +16,36 @@ std::size_t class_of(std::size_t size) {
 
 }  // namespace
 
-FramePool::Buffer::Buffer(Buffer&& other) noexcept
-    : pool_(std::exchange(other.pool_, nullptr)), bytes_(std::move(other.bytes_)), size_class_(other.size_class_) {}
-
-FramePool::Buffer& FramePool::Buffer::operator=(Buffer&& other) noexcept {
-  if (this != &other) {
-    release();
-    pool_ = std::exchange(other.pool_, nullptr);
-    bytes_ = std::move(other.bytes_);
-    size_class_ = other.size_class_;
-  }
-  return *this;
-}
-
-void FramePool::Buffer::release() {
-  if (bytes_ != nullptr) pool_->give_back(std::move(bytes_), size_class_);
-  pool_ = nullptr;
-}
-
 FramePool::FramePool(std::size_t budget) : budget_(std::max(budget, 2 * kSizes.back())) {}
 
 FramePool::~FramePool() { TIDEMARK_CHECK(in_use_ == 0); }
 
-FramePool::Buffer FramePool::take(std::size_t size) {
+std::span<std::byte> FramePool::acquire(std::size_t size) {
   TIDEMARK_CHECK(size <= kSizes.back());
-  Buffer buffer;
-  // Whoever waits goes first; serve() is their turn.
-  if (!waiters_.empty() && !serving_) return buffer;
+  if (!waiters_.empty() && !serving_) return {};
   const std::size_t size_class = class_of(size);
   const std::size_t bytes = kSizes[size_class];
-  if (in_use_ + bytes > budget_) return buffer;
+  if (in_use_ + bytes > budget_) return {};
+  std::unique_ptr<std::byte[]> buffer;
   auto& free = free_[size_class];
   if (!free.empty()) {
-    buffer.bytes_ = std::move(free.back());
+    buffer = std::move(free.back());
     free.pop_back();
     kept_ -= bytes;
   } else {
     trim_to(budget_ - in_use_ - bytes);
-    buffer.bytes_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
   }
-  buffer.pool_ = this;
-  buffer.size_class_ = size_class;
   in_use_ += bytes;
-  return buffer;
+  return {buffer.release(), bytes};
 }
 
-void FramePool::give_back(std::unique_ptr<std::byte[]> bytes, std::size_t size_class) {
-  in_use_ -= kSizes[size_class];
-  kept_ += kSizes[size_class];
-  free_[size_class].push_back(std::move(bytes));
+void FramePool::release(std::span<std::byte> buffer) {
+  const std::size_t size_class = class_of(buffer.size());
+  TIDEMARK_CHECK(buffer.size() == kSizes[size_class] && buffer.size() <= in_use_);
+  in_use_ -= buffer.size();
+  kept_ += buffer.size();
+  free_[size_class].emplace_back(buffer.data());
   freed_ = true;
 }
 

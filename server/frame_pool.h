@@ -2,7 +2,7 @@
 // is kept for the next frame when it comes back, so that the hot path allocates nothing.
 //
 // When the pool is used up a session waits its turn: it stops reading and queues up; serve() lets the waiting ones try
-// again in the order in which they came. Belongs to one thread. Buffers must come back before the pool is destroyed.
+// again in the order in which they came. Belongs to one thread.
 #pragma once
 
 #include <array>
@@ -14,10 +14,11 @@
 #include <vector>
 
 #include "base/limits.h"
+#include "wire/frame_assembler.h"
 
 namespace tidemark::server {
 
-class FramePool {
+class FramePool final : public wire::PayloadPool {
  public:
   static constexpr std::array<std::size_t, 5> kSizes = {4_KiB, 16_KiB, 64_KiB, 256_KiB, limits::kFramePayloadMax};
 
@@ -30,35 +31,15 @@ class FramePool {
     ~Waiter() = default;
   };
 
-  // Owned bytes of a pool; gives them back on destruction.
-  class Buffer {
-   public:
-    Buffer() = default;
-    Buffer(Buffer&& other) noexcept;
-    Buffer& operator=(Buffer&& other) noexcept;
-    ~Buffer() { release(); }
-    explicit operator bool() const { return bytes_ != nullptr; }
-    std::byte* data() { return bytes_.get(); }
-    std::size_t size() const { return bytes_ == nullptr ? 0 : kSizes[size_class_]; }
-    std::span<std::byte> span() { return {data(), size()}; }
-    void release();
-
-   private:
-    friend class FramePool;
-    FramePool* pool_ = nullptr;
-    std::unique_ptr<std::byte[]> bytes_;
-    std::size_t size_class_ = 0;
-  };
-
   // `budget` bytes; at least two buffers of the largest size.
   explicit FramePool(std::size_t budget);
-  ~FramePool();
+  ~FramePool();  // everything must have been released
   FramePool(const FramePool&) = delete;
   FramePool& operator=(const FramePool&) = delete;
 
-  // At least `size` bytes (at most limits::kFramePayloadMax). Empty when the pool is used up, or when others wait already
-  // and `size` is not small: then wait().
-  Buffer take(std::size_t size);
+  // Also empty while others wait: whoever came first is served first. Then wait().
+  std::span<std::byte> acquire(std::size_t size) override;
+  void release(std::span<std::byte> buffer) override;
   void wait(Waiter& waiter);           // once until called
   void forget(Waiter& waiter);         // does not wait any more
   void serve();                        // once per turn
@@ -68,7 +49,6 @@ class FramePool {
   std::size_t budget() const { return budget_; }
 
  private:
-  void give_back(std::unique_ptr<std::byte[]> bytes, std::size_t size_class);
   void trim_to(std::size_t kept_max);
 
   const std::size_t budget_;

@@ -1,0 +1,95 @@
+#include "server/machine_status.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "storage/partition.h"
+#include "wire/tidemark.pb.h"
+
+namespace tidemark::server {
+namespace {
+
+constexpr std::array<const char*, 9> kAgentStates = {"initiating", "initial-sync", "creating-first-point", "continuous", "backlog",
+                                                     "rescan",     "paused",       "stalled",              "stopped"};
+
+// How much of an initial sync is durable, by the positions of its disks.
+void initial_progress(const storage::pb::OpenEpochEntry& open, StatusView& view, bool& complete) {
+  std::uint64_t total = 0, done = 0;
+  for (const auto& disk : open.disks()) {
+    total += disk.size();
+    for (const auto& position : open.positions())
+      if (position.disk() == disk.disk()) done += std::min(position.size() * limits::kGranuleSize, disk.size());
+  }
+  complete = total > 0 && done == total;
+  if (total > 0) view.percent = 100.0 * static_cast<double>(done) / static_cast<double>(total);
+}
+
+void use_agents_word(const Observed& observed, StatusView& view) {
+  view.state = observed.state;
+  view.cause = observed.cause;
+  view.remedy = observed.remedy;
+  if (observed.total_bytes == 0) return;
+  const std::uint64_t done = std::min(observed.done_bytes, observed.total_bytes);
+  view.percent = 100.0 * static_cast<double>(done) / static_cast<double>(observed.total_bytes);
+  if (observed.rate_bytes_per_s > 0) view.eta_seconds = (observed.total_bytes - done) / observed.rate_bytes_per_s;
+}
+
+void connected_state(const storage::MachineState& machine, const Observed& observed, StatusView& view) {
+  const bool known = std::find(kAgentStates.begin(), kAgentStates.end(), observed.state) != kAgentStates.end();
+  bool complete = false;
+  if (machine.open_epoch && machine.open_epoch->kind() == pb::INITIAL) initial_progress(*machine.open_epoch, view, complete);
+  if (known) return use_agents_word(observed, view);
+  if (machine.open_epoch && machine.open_epoch->kind() == pb::INITIAL) {
+    view.state = complete ? "creating-first-point" : "initial-sync";
+  } else if (machine.open_epoch && machine.open_epoch->kind() == pb::RESCAN) {
+    view.state = "rescan";
+  } else if (machine.newest_point.value() == 0) {
+    view.state = machine.durable_epoch.value() == 0 ? "initiating" : "creating-first-point";
+  } else {
+    view.state = observed.backlog_bytes > 0 ? "backlog" : "continuous";
+  }
+}
+
+}  // namespace
+
+StatusView derive_status(const storage::MachineState& machine, const Observed& observed, WallMicros now_us,
+                         const StatusRules& rules) {
+  StatusView view;
+  view.backlog_bytes = observed.backlog_bytes;
+  const auto& record = machine.record;
+  if (!rules.partition_trouble.empty()) {
+    view.state = "stopped";
+    view.cause = rules.partition_trouble;
+    view.remedy = "see the server's log and GET /v1/health";
+  } else if (record.revoked()) {
+    view.state = "stopped";
+    view.cause = "its certificates are revoked";
+    view.remedy = "enrol it again with a token made for it: `tidemark token create --machine " + record.name() + "`";
+  } else if (observed.connected) {
+    connected_state(machine, observed, view);
+  } else {
+    view.state = "disconnected";
+    view.cause = observed.last_error.empty() ? "its agent is not connected" : observed.last_error;
+    view.remedy = observed.last_error_remedy.empty() ? "check that tidemark-agent runs there and reaches this server" : observed.last_error_remedy;
+  }
+  if (!record.quarantine().empty() && !observed.connected) {
+    view.state = "stopped";
+    view.cause = record.quarantine();
+    view.remedy = "accept or drop the newcomer: PATCH /v1/machines/" + record.name() + " with {\"quarantine\": \"accept\"} or \"keep\"";
+  }
+
+  const WallMicros held_us = std::max(machine.newest_point_us, machine.unchanged_as_of_us);
+  if (machine.newest_point.value() != 0) view.lag_seconds = std::max(0.0, static_cast<double>(now_us - held_us) / 1e6);
+  const WallMicros since_us =
+      std::max({held_us, record.enrolled_us(), rules.server_started_us, observed.connected ? observed.initial_progress_us : 0});
+  view.alarm = !record.removed() && now_us - since_us > WallMicros{rules.no_point_minutes} * 60'000'000;
+  if (view.alarm && view.cause.empty()) {
+    view.cause = fmt::format("no new point for {} minutes", (now_us - since_us) / 60'000'000);
+    view.remedy = "see the agent's log on the machine";
+  }
+  return view;
+}
+
+}  // namespace tidemark::server

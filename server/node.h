@@ -1,0 +1,59 @@
+// What all parts of a running server share. Filled before the shards start; afterwards every member is immutable or
+// thread-safe by itself.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "server/admission.h"
+#include "server/authority.h"
+#include "server/config.h"
+#include "server/directory.h"
+#include "server/names.h"
+#include "server/tokens.h"
+#include "server/worker_pool.h"
+#include "storage/file.h"
+
+namespace tidemark::server {
+
+class Shard;
+class PartitionHost;
+
+struct Node {
+  Node(Config c, Directory d, Superblock s, Authority a, std::unique_ptr<Tokens> t, storage::FileSystem& f, const Clock& k)
+      : config(std::move(c)), directory(std::move(d)), superblock(std::move(s)), authority(std::move(a)),
+        tokens(std::move(t)), files(f), clock(k), tickets(net::TicketKeys::make()), started_us(k.wall_us()),
+        workers(kWorkerThreads, kWorkerQueueMax), sessions(config.limits.sessions) {}
+
+  static constexpr std::size_t kWorkerThreads = 2;
+  static constexpr std::size_t kWorkerQueueMax = 1024;
+
+  const Config config;
+  const Directory directory;
+  const Superblock superblock;
+  const Authority authority;
+  const std::unique_ptr<Tokens> tokens;
+  storage::FileSystem& files;
+  const Clock& clock;
+  const net::TicketKeys tickets;
+  const WallMicros started_us;
+  WorkerPool workers;
+  AdmissionCount sessions;
+  MachineNames names;
+  std::vector<std::unique_ptr<Shard>> shards;
+  std::string listening;             // HOST:PORT, set once bound
+  std::string admin_socket;
+  std::atomic<bool> stopping{false};
+
+  PartitionId partition_for(const MachineId& machine) const { return partition_of(machine, superblock.partitions); }
+  Shard& shard_for(PartitionId partition) const { return *shards[partition.value() % shards.size()]; }
+  Shard& shard_for(const MachineId& machine) const { return shard_for(partition_for(machine)); }
+};
+
+}  // namespace tidemark::server

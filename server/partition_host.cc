@@ -1,0 +1,312 @@
+#include "server/partition_host.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/check.h"
+#include "server/logging.h"
+#include "server/session.h"
+#include "server/shard.h"
+
+namespace tidemark::server {
+
+const char* to_string(PartitionHost::State state) {
+  switch (state) {
+    case PartitionHost::State::serving: return "serving";
+    case PartitionHost::State::stopped: return "stopped";
+    case PartitionHost::State::fenced: return "fenced";
+  }
+  return "stopped";
+}
+
+MachineId machine_id_of(const storage::pb::MachineRecord& record) {
+  std::array<std::byte, MachineId::kSize> bytes{};
+  const std::size_t size = std::min(record.machine().size(), bytes.size());
+  std::memcpy(bytes.data(), record.machine().data(), size);
+  return MachineId(bytes);
+}
+
+PartitionHost::PartitionHost(Shard& shard, PartitionId id) : shard_(shard), id_(id) {}
+PartitionHost::~PartitionHost() = default;
+
+void PartitionHost::open(storage::IoQueue& queue) {
+  const Node& node = shard_.node();
+  storage::PartitionOptions options;
+  options.segment_size = node.config.storage.segment_size;
+  options.reserve_segments = node.config.storage.reserve_segments;
+  options.commits_in_flight_max = node.config.storage.commits_in_flight;
+  options.free_space_min = node.config.storage.free_space_min;
+  options.index.cache_bytes = node.config.storage.index_cache;
+  auto opened = storage::Partition::open(node.files, node.directory.partition(id_), id_, node.superblock.server_id, options, queue,
+                                         node.clock, *this);
+  if (!opened) {
+    state_ = opened.error().code == Code::corrupt ? State::fenced : State::stopped;
+    why_ = opened.error().message();
+    spdlog::error("partition not opened{}{}{}", kv("partition", id_.value()), kv("state", to_string(state_)), kv(opened.error()));
+    return;
+  }
+  partition_ = std::move(opened->partition);
+  state_ = State::serving;
+  const auto& recovery = opened->recovery;
+  spdlog::info("partition open{}{}{}{}{}", kv("partition", id_.value()), kv("durable_lsn", recovery.durable_lsn.value()),
+               kv("commits_replayed", recovery.commits), kv("torn_bytes", recovery.torn_bytes), kv("damaged", recovery.damaged.size()));
+  for (const auto& damaged : recovery.damaged)
+    spdlog::error("damaged block found{}{}{}{}{}", kv("partition", id_.value()), kv("machine", damaged.machine.to_string()),
+                  kv("disk", damaged.disk.value()), kv("epoch", damaged.epoch.value()), kv("segment", damaged.segment.value()));
+  partition_->for_each_machine([&](const storage::MachineState& machine) {
+    if (machine.record.removed()) return;
+    const auto id = machine_id_of(machine.record);
+    if (!shard_.node().names.load(machine.record.name(), id))
+      spdlog::warn("two machines have one name: use the id{}{}", kv("name", machine.record.name()), kv("machine", id.to_string()));
+  });
+}
+
+Status PartitionHost::serving() const {
+  if (state_ == State::serving) return {};
+  return fail(Code::unavailable, "partition " + std::to_string(id_.value()),
+              "the part of the server that holds this machine is " + std::string(to_string(state_)) + ": " + why_,
+              "the server's operator must look at it; nothing that was acknowledged is given up");
+}
+
+const storage::MachineState* PartitionHost::find(const MachineId& machine) const {
+  return partition_ ? partition_->find(machine) : nullptr;
+}
+
+Session* PartitionHost::session_of(const MachineId& machine) const {
+  const auto found = runtime_.find(machine);
+  return found == runtime_.end() ? nullptr : found->second.session;
+}
+
+StatusView PartitionHost::derive(const storage::MachineState& machine, Runtime& runtime, WallMicros now_us) {
+  const Node& node = shard_.node();
+  const StatusRules rules{.server_started_us = node.started_us,
+                          .no_point_minutes = node.config.alarms.no_point_minutes,
+                          .partition_trouble = state_ == State::serving ? std::string() : why_};
+  StatusView view = derive_status(machine, runtime.observed, now_us, rules);
+  if (view.state != runtime.state) {
+    runtime.state = view.state;
+    runtime.state_since_us = now_us;
+  }
+  return view;
+}
+
+MachineReport PartitionHost::report(const storage::MachineState& machine) {
+  const MachineId id = machine_id_of(machine.record);
+  Runtime& runtime = runtime_[id];
+  MachineReport report;
+  report.id = id;
+  report.name = machine.record.name();
+  report.status = derive(machine, runtime, shard_.node().clock.wall_us());
+  report.state_since_us = runtime.state_since_us;
+  report.connected = runtime.observed.connected;
+  report.address = runtime.observed.address;
+  report.agent_version = runtime.observed.agent_version;
+  report.durable_epoch = machine.durable_epoch;
+  report.newest_point = machine.newest_point;
+  report.newest_point_us = machine.newest_point_us;
+  report.unchanged_as_of_us = machine.unchanged_as_of_us;
+  for (const auto& disk : machine.record.disks()) report.disks.push_back({disk.disk(), disk.name(), disk.size()});
+  report.quarantine = machine.record.quarantine();
+  report.revoked = machine.record.revoked();
+  report.certificate_expires_us = runtime.observed.certificate_expires_us;
+  report.partition = id_;
+  return report;
+}
+
+std::vector<MachineReport> PartitionHost::reports() {
+  std::vector<MachineReport> all;
+  if (!partition_) return all;
+  partition_->for_each_machine([&](const storage::MachineState& machine) {
+    if (!machine.record.removed()) all.push_back(report(machine));
+  });
+  return all;
+}
+
+std::uint64_t PartitionHost::quarantined() const {
+  std::uint64_t count = 0;
+  if (partition_)
+    partition_->for_each_machine([&](const storage::MachineState& machine) {
+      if (!machine.record.removed() && !machine.record.quarantine().empty()) ++count;
+    });
+  return count;
+}
+
+void PartitionHost::put(const MachineId& machine, Change change, std::function<void(Status)> done) {
+  puts_.push_back({machine, std::move(change), std::move(done)});
+  try_puts();
+}
+
+// In order, as far as the log has room; the rest waits for the next turn.
+void PartitionHost::try_puts() {
+  while (!puts_.empty()) {
+    PendingPut& next = puts_.front();
+    Status written = serving();
+    if (written) {
+      storage::pb::MachineRecord record;
+      if (const auto* machine = find(next.machine)) record = machine->record;
+      next.change(record);
+      // The answer may come from within the store: hand it on from the loop.
+      written = partition_->put_machine(record, [this, done = next.done](Status status) {
+        shard_.later([done, status] { done(status); });
+      });
+      if (!written && written.error().code == Code::busy) return;
+    }
+    if (!written) shard_.later([done = next.done, written] { done(written); });
+    puts_.pop_front();
+  }
+}
+
+void PartitionHost::expel(const MachineId& machine, const Error& why, std::uint32_t retry_after_ms) {
+  if (Session* const session = session_of(machine)) session->end(why, retry_after_ms);
+}
+
+bool PartitionHost::settled(const MachineId& machine, Channel& waiting) {
+  Runtime& runtime = runtime_[machine];
+  if (runtime.settling == 0) return true;
+  if (std::find(runtime.waiting.begin(), runtime.waiting.end(), &waiting) == runtime.waiting.end()) runtime.waiting.push_back(&waiting);
+  return false;
+}
+
+void PartitionHost::session_began(Session& session) {
+  Runtime& runtime = runtime_[session.machine()];
+  TIDEMARK_CHECK(runtime.session == nullptr);
+  runtime.session = &session;
+  ++sessions_;
+}
+
+void PartitionHost::session_ended(Session& session, bool appended) {
+  const MachineId machine = session.machine();
+  Runtime& runtime = runtime_[machine];
+  TIDEMARK_CHECK(runtime.session == &session);
+  runtime.session = nullptr;
+  --sessions_;
+  runtime.observed.connected = false;
+  runtime.observed.state.clear();
+  runtime.observed.last_seen_us = shard_.node().clock.wall_us();
+  if (!appended || state_ != State::serving) return;
+  if (find(machine) == nullptr) return;
+  ++runtime.settling;
+  partition_->when_durable([this, machine](const Status&) {
+    shard_.later([this, machine] { release_settled(machine); });
+  });
+}
+
+void PartitionHost::release_settled(const MachineId& machine) {
+  Runtime& runtime = runtime_[machine];
+  if (--runtime.settling > 0) return;
+  const auto waiting = std::move(runtime.waiting);
+  runtime.waiting.clear();
+  for (Channel* const channel : waiting) channel->retry();
+}
+
+bool PartitionHost::room_for(Channel& channel, std::size_t bytes) {
+  if (state_ != State::serving) return true;  // the store says what is wrong
+  if ((waiting_.empty() || serving_room_) && puts_.empty() && partition_->room() >= bytes) return true;
+  wait_for_room(channel, bytes);
+  return false;
+}
+
+void PartitionHost::wait_for_room(Channel& channel, std::size_t bytes) { waiting_.push_back({&channel, bytes}); }
+
+void PartitionHost::forget(Channel& channel, const MachineId& machine) {
+  std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.channel == &channel; });
+  std::erase(runtime_[machine].waiting, &channel);
+}
+
+std::uint32_t PartitionHost::initial_credit() const {
+  // All sessions together should not have more in flight than the commit buffers hold.
+  const std::uint64_t share = limits::kCommitBuffers * limits::kCommitSizeMax / (sessions_ + 1);
+  return static_cast<std::uint32_t>(
+      std::clamp<std::uint64_t>(share, limits::kSessionCreditMin, shard_.node().config.limits.session_credit));
+}
+
+void PartitionHost::serve_room() {
+  serving_room_ = true;
+  for (std::size_t n = waiting_.size(); n > 0 && !waiting_.empty(); --n) {
+    const Waiting first = waiting_.front();
+    if (state_ == State::serving && (!puts_.empty() || partition_->room() < first.bytes)) break;
+    waiting_.pop_front();
+    first.channel->retry();
+    if (!waiting_.empty() && waiting_.back().channel == first.channel) {  // it did not fit after all: it keeps its place
+      waiting_.push_front(waiting_.back());
+      waiting_.pop_back();
+      break;
+    }
+  }
+  serving_room_ = false;
+}
+
+void PartitionHost::end_turn() {
+  if (!partition_) return;
+  if (!puts_.empty()) try_puts();
+  if (!waiting_.empty()) serve_room();
+  partition_->end_turn();
+}
+
+void PartitionHost::on_idle() {
+  if (partition_ && state_ == State::serving) partition_->on_idle();
+}
+
+void PartitionHost::tick_second(WallMicros now_us) {
+  if (!partition_) return;
+  alarms_ = 0;
+  partition_->for_each_machine([&](const storage::MachineState& machine) {
+    if (machine.record.removed()) return;
+    const MachineId id = machine_id_of(machine.record);
+    Runtime& runtime = runtime_[id];
+    const StatusView view = derive(machine, runtime, now_us);
+    if (view.alarm) ++alarms_;
+    if (view.alarm == runtime.alarm) return;
+    runtime.alarm = view.alarm;
+    if (view.alarm) {
+      spdlog::warn("no new point for too long{}{}{}{}{}{}", kv("machine", machine.record.name()), kv("id", id.to_string()),
+                   kv("minutes", shard_.node().config.alarms.no_point_minutes), kv("state", view.state), kv("cause", view.cause),
+                   kv("remedy", view.remedy));
+    } else {
+      spdlog::info("points come again{}{}", kv("machine", machine.record.name()), kv("id", id.to_string()));
+    }
+  });
+}
+
+void PartitionHost::close() {
+  if (!partition_) return;
+  if (const auto closed = partition_->close(); !closed)
+    spdlog::error("partition not closed well{}{}", kv("partition", id_.value()), kv(closed.error()));
+  state_ = State::stopped;
+  why_ = "the server stops";
+  partition_.reset();
+}
+
+void PartitionHost::on_epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) {
+  ++shard_.counters().epochs_durable;
+  if (Session* const session = session_of(machine)) session->epoch_durable(epoch, digest);
+}
+
+void PartitionHost::on_bytes_durable(const MachineId& machine, std::uint64_t payload_bytes) {
+  if (Session* const session = session_of(machine)) session->bytes_durable(payload_bytes);
+}
+
+void PartitionHost::on_room() {
+  // end_turn() looks at the queue in every turn; this call comes from the store in the middle of one.
+}
+
+void PartitionHost::on_stopped(const Error& why) {
+  if (state_ != State::serving) return;
+  state_ = State::stopped;
+  why_ = why.message();
+  spdlog::error("partition stopped{}{}", kv("partition", id_.value()), kv(why));
+  shard_.later([this] {
+    const auto trouble = serving();
+    if (trouble) return;
+    std::vector<Session*> sessions;
+    for (auto& [machine, runtime] : runtime_)
+      if (runtime.session != nullptr) sessions.push_back(runtime.session);
+    for (Session* const session : sessions) session->end(trouble.error(), retry_after_ms(Code::unavailable));
+    try_puts();
+  });
+}
+
+}  // namespace tidemark::server

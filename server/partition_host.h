@@ -1,0 +1,131 @@
+// A partition on its shard: the store, the sessions of its machines, and who waits for room in its log.
+//
+// Room. A session asks room_for() before it hands anything to the store. When there is none, or others wait already, it is
+// queued and its frame stays with it; end_turn() lets the queue go on in order, as far as there is room.
+//
+// Settling. What a session appended before it ended may still be in flight. A machine's next Hello must not be answered
+// from a state that is about to change, so it waits until all of that is durable.
+//
+// Everything on the shard's thread, but the methods marked "any thread".
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "server/machine_report.h"
+#include "server/machine_status.h"
+#include "storage/partition.h"
+
+namespace tidemark::server {
+
+class Channel;
+class Session;
+class Shard;
+
+class PartitionHost final : private storage::Partition::Listener {
+ public:
+  enum class State : std::uint8_t { serving, stopped, fenced };
+  struct Health {
+    PartitionId id;
+    State state = State::stopped;
+    std::string why;
+  };
+
+  PartitionHost(Shard& shard, PartitionId id);
+  ~PartitionHost();
+
+  void open(storage::IoQueue& queue);  // blocking, before the shard serves
+  PartitionId id() const { return id_; }
+  Health health() const { return {id_, state_, why_}; }
+  // Any thread, once opened: null when it could not be. Only the calls of Partition that are for any thread.
+  storage::Partition* partition() const { return partition_.get(); }
+  // Code::unavailable when it does not serve.
+  Status serving() const;
+
+  // --- machines ---
+  const storage::MachineState* find(const MachineId& machine) const;
+  Observed& observed(const MachineId& machine) { return runtime_[machine].observed; }
+  Session* session_of(const MachineId& machine) const;
+  MachineReport report(const storage::MachineState& machine);
+  std::vector<MachineReport> reports();
+  // Changes a machine's record (an empty one, when the machine is new) and writes it; `change` is called when its turn
+  // comes, on what the record is then; `done` when it is durable, never from within this call.
+  using Change = std::function<void(storage::pb::MachineRecord&)>;
+  void put(const MachineId& machine, Change change, std::function<void(Status)> done);
+  // Ends the machine's session, if there is one.
+  void expel(const MachineId& machine, const Error& why, std::uint32_t retry_after_ms);
+
+  // --- sessions ---
+  // False: the Hello must wait; the channel is called again.
+  bool settled(const MachineId& machine, Channel& waiting);
+  void session_began(Session& session);
+  void session_ended(Session& session, bool appended);
+  bool room_for(Channel& channel, std::size_t bytes);
+  void wait_for_room(Channel& channel, std::size_t bytes);
+  void forget(Channel& channel, const MachineId& machine);  // it waits for nothing any more
+  std::uint32_t initial_credit() const;
+  std::size_t session_count() const { return sessions_; }
+  std::size_t waiting_for_room() const { return waiting_.size(); }
+  std::uint64_t quarantined() const;
+  std::uint64_t alarms() const { return alarms_; }
+
+  // --- the loop ---
+  void end_turn();
+  void on_idle();
+  void tick_second(WallMicros now_us);
+  void close();
+
+ private:
+  struct Runtime {
+    Session* session = nullptr;
+    Observed observed;
+    int settling = 0;                  // ended sessions that are not durable whole
+    std::vector<Channel*> waiting;     // Hellos behind them
+    std::string state;                 // as last derived
+    WallMicros state_since_us = 0;
+    bool alarm = false;
+  };
+  struct Waiting {
+    Channel* channel;
+    std::size_t bytes;
+  };
+  struct PendingPut {
+    MachineId machine;
+    Change change;
+    std::function<void(Status)> done;
+  };
+
+  void on_epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) override;
+  void on_bytes_durable(const MachineId& machine, std::uint64_t payload_bytes) override;
+  void on_room() override;
+  void on_stopped(const Error& why) override;
+
+  StatusView derive(const storage::MachineState& machine, Runtime& runtime, WallMicros now_us);
+  void try_puts();
+  void release_settled(const MachineId& machine);
+  void serve_room();
+
+  Shard& shard_;
+  const PartitionId id_;
+  State state_ = State::stopped;
+  std::string why_;
+  std::unique_ptr<storage::Partition> partition_;
+  std::unordered_map<MachineId, Runtime> runtime_;
+  std::size_t sessions_ = 0;
+  std::deque<Waiting> waiting_;
+  bool serving_room_ = false;
+  std::deque<PendingPut> puts_;
+  std::uint64_t alarms_ = 0;
+};
+
+const char* to_string(PartitionHost::State state);
+MachineId machine_id_of(const storage::pb::MachineRecord& record);
+
+}  // namespace tidemark::server

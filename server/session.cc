@@ -1,0 +1,140 @@
+#include "server/session.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+#include "server/digests.h"
+#include "server/logging.h"
+#include "server/partition_host.h"
+#include "server/shard.h"
+
+namespace tidemark::server {
+namespace {
+
+constexpr std::uint64_t kReportBytes = 16_MiB;  // of an initial epoch, between two reports of its durable progress
+constexpr auto kReportEvery = std::chrono::milliseconds(200);
+
+pb::OpenEpoch to_wire(const storage::pb::OpenEpochEntry& entry) {
+  pb::OpenEpoch open;
+  open.set_number(entry.number());
+  open.set_kind(static_cast<pb::EpochKind>(entry.kind()));
+  open.set_blocks(entry.blocks());
+  open.set_sum(entry.sum());
+  for (const auto& position : entry.positions()) {
+    auto* at = open.add_positions();
+    at->set_disk(position.disk());
+    at->set_granule(position.size());
+  }
+  return open;
+}
+
+}  // namespace
+
+Session::Session(Shard& shard, PartitionHost& host, Arrival arrival)
+    : Channel(shard, std::move(arrival)),
+      host_(host),
+      protocol_(machine(), *this, shard.node().clock, {.credit = host.initial_credit(), .payload_max = limits::kFramePayloadMax}),
+      reported_(shard.now()) {}
+
+Channel::Frame Session::on_frame(const wire::FrameHeader& header, std::span<const std::byte> payload) {
+  if (header.type == wire::FrameType::blocks) shard().counters().blocks_bytes_in += payload.size();
+  waits_ = false;
+  const bool greeted_before = protocol_.ready();
+  const auto status = protocol_.on_frame(header, payload);
+  if (!status && status.error().code == Code::busy && waits_) return Frame::wait;
+  if (!status) {
+    end(status.error(), retry_after_ms(status.error().code));
+    return Frame::done;
+  }
+  if (!greeted_before && protocol_.ready()) ++shard().counters().sessions_total;
+  if (protocol_.closed()) close_quietly();
+  return Frame::done;
+}
+
+void Session::on_ended(const std::optional<Error>& error) {
+  host_.forget(*this, machine());
+  Observed& observed = host_.observed(machine());
+  std::optional<Error> why = error ? error : protocol_.peer_error();
+  if (why) {
+    observed.last_error = why->what;
+    observed.last_error_remedy = why->remedy;
+  } else {
+    observed.last_error.clear();
+    observed.last_error_remedy.clear();
+  }
+  if (began_) host_.session_ended(*this, appended_);
+  const std::string text = kv("machine", machine().to_string()) + kv("peer", peer().address) + (why ? kv(*why) : std::string());
+  if (why && why->code == Code::protocol) {
+    spdlog::warn("session broke the protocol{}", text);
+  } else if (began_) {
+    spdlog::info("session ended{}", text);
+  } else {
+    spdlog::info("session refused{}", text);
+  }
+}
+
+void Session::epoch_durable(EpochNumber epoch, const Hash128& digest) {
+  const Time now = shard().now();
+  while (!commits_.empty() && commits_.front().first <= epoch) {
+    shard().counters().ack.add(std::chrono::duration<double>(now - commits_.front().second).count());
+    commits_.pop_front();
+  }
+  protocol_.on_durable(epoch, digest, std::nullopt);
+}
+
+void Session::bytes_durable(std::uint64_t payload_bytes) {
+  protocol_.on_credit_returned(static_cast<std::uint32_t>(std::min<std::uint64_t>(payload_bytes, UINT32_MAX)));
+  unreported_bytes_ += payload_bytes;
+  shard().want_tick(*this);
+}
+
+void Session::tick(Time now) {
+  if (unreported_bytes_ != 0 && (unreported_bytes_ >= kReportBytes || now - reported_ >= kReportEvery)) send_progress(now);
+  if (!digesting_ && !digests_.empty()) start_digests();
+  if (unreported_bytes_ != 0 || (!digesting_ && !digests_.empty())) shard().want_tick(*this);
+}
+
+void Session::send_progress(Time now) {
+  const auto* machine_state = host_.find(machine());
+  if (machine_state == nullptr || !protocol_.ready()) return;
+  unreported_bytes_ = 0;
+  reported_ = now;
+  if (!machine_state->open_epoch || machine_state->open_epoch->kind() != pb::INITIAL) return;
+  host_.observed(machine()).initial_progress_us = shard().node().clock.wall_us();
+  protocol_.on_durable(machine_state->durable_epoch, machine_state->durable_digest, to_wire(*machine_state->open_epoch));
+}
+
+Status Session::request_digests(const pb::DigestRequest& request) {
+  TIDEMARK_TRY(host_.serving());
+  digests_.push_back(request);  // wire::kDigestRequestsMax bounds them
+  if (!digesting_) start_digests();
+  return {};
+}
+
+void Session::start_digests() {
+  auto job = [host = &host_, shard = &shard(), id = id(), machine = machine(), request = digests_.front()] {
+    auto reply = compute_digests(*host->partition(), machine, request);
+    shard->post([shard, id, reply = std::move(reply)] {
+      if (auto* session = shard->session(id)) session->digests_done(reply);
+    });
+  };
+  digesting_ = shard().node().workers.post(std::move(job));
+  if (!digesting_) shard().want_tick(*this);  // the workers' queue is full: again soon
+}
+
+void Session::digests_done(const Result<pb::DigestReply>& reply) {
+  digesting_ = false;
+  digests_.pop_front();
+  if (!reply) {
+    end(reply.error(), retry_after_ms(reply.error().code));
+    return;
+  }
+  shard().counters().digest_chunks += reply->sha256().size() / 32;
+  protocol_.on_digests(*reply);
+  if (!digests_.empty()) start_digests();
+}
+
+void Session::refuse(Refusal why) { shard().counters().refuse(why); }
+
+}  // namespace tidemark::server
