@@ -149,6 +149,7 @@ void sink(int socket, SSL_CTX* context, std::uint64_t size, const char* path) {
   if (disk) disk->finish();
   const double wall = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const double gib = static_cast<double>(total) / static_cast<double>(1 << 30);
+  close(socket);
   if (total != size) die("bytes are missing");
   std::printf("{\"cpu_s_per_gib\": %.4f, \"mib_per_s\": %.0f, \"disk\": %s}\n", (cpu_seconds() - cpu_start) / gib,
               gib * 1024 / wall, path != nullptr ? "true" : "false");
@@ -167,6 +168,9 @@ void blast(const sockaddr_in& address, SSL_CTX* context, std::uint64_t size) {
   for (std::uint64_t sent = 0; sent < size; sent += kPiece)
     if (SSL_write(ssl, piece.data(), static_cast<int>(kPiece)) != static_cast<int>(kPiece)) die("write");
   SSL_shutdown(ssl);
+  // Wait for the other end: closing with its tickets unread would reset the connection and lose what is on the way.
+  for (char rest[4096]; read(socket_fd, rest, sizeof rest) > 0;) {
+  }
 }
 
 }  // namespace
