@@ -177,6 +177,11 @@ Result<std::unique_ptr<Index>> Index::open(const std::string& directory, const I
 Index::Index(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Index::~Index() = default;
 
+bool Index::exists(const std::string& directory) {
+  std::error_code unknown;  // what cannot be looked at cannot be opened either, and that says why
+  return std::filesystem::exists(directory + "/CURRENT", unknown);
+}
+
 Status Index::destroy(const std::string& directory) {
   std::error_code failure;
   std::filesystem::remove_all(directory, failure);

@@ -57,6 +57,7 @@ class Index {
   ~Index();
   Index(const Index&) = delete;
   Index& operator=(const Index&) = delete;
+  static bool exists(const std::string& directory);
   // Removes one that is not open, whatever state it is in.
   static Status destroy(const std::string& directory);
 

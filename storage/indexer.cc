@@ -34,12 +34,17 @@ void Indexer::push(CommitInfo&& commit) {
   if (options_.background) {
     wake_.notify_one();
   } else {
-    step();
+    drain();
   }
 }
 
 void Indexer::step() {
   if (options_.background) return;
+  drain();
+  housekeeping_();
+}
+
+void Indexer::drain() {
   for (;;) {
     {
       const std::lock_guard lock(mutex_);
@@ -59,7 +64,7 @@ Status Indexer::close() {
   if (thread_.joinable()) {
     thread_.join();
   } else if (!options_.background) {
-    step();
+    drain();
     flush_if_due(true);
   }
   const std::lock_guard lock(mutex_);

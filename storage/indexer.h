@@ -51,6 +51,7 @@ class Indexer {
 
  private:
   void run();
+  void drain();       // without a thread: applies what is there, flushes if that is due
   bool apply_some();  // false: it failed
   bool flush_if_due(bool now);
   void failed(const Error& error, const char* doing);

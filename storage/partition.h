@@ -32,6 +32,7 @@ struct PartitionOptions {
   std::uint32_t commits_in_flight_max = 2;
   std::uint64_t free_space_min = 256 << 20;  // below this on the file system no new segment is formatted
   IndexOptions index;
+  std::string index_directory;  // empty: `index` in the partition's directory
   // Log that may wait for the index: beyond it room() is 0.
   std::uint64_t index_lag_max = 128 << 20;
   std::uint64_t index_flush_bytes = limits::kReplayMax;  // flushed after this much log, or kIndexFlushSeconds

@@ -94,7 +94,8 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
   TIDEMARK_TRY(check_superblock(superblock, directory, id, server_id));
 
   Opened opened;
-  const std::string index_directory = directory + "/index";
+  const std::string index_directory = options.index_directory.empty() ? directory + "/index" : options.index_directory;
+  const bool index_existed = Index::exists(index_directory);
   auto index = Index::open(index_directory, options.index);
   if (!index && index.error().code == Code::corrupt) {
     opened.index_rebuilt = "it was damaged: " + index.error().what;
@@ -126,7 +127,8 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                               replay.first_lsn()->value()),
                   "restore the data directory from a copy; nothing of the log was changed");
     }
-    if (opened.index_rebuilt.empty()) opened.index_rebuilt = "it was missing";
+    // One that is there and empty was made shortly before a crash: nothing out of the ordinary.
+    if (opened.index_rebuilt.empty() && !index_existed) opened.index_rebuilt = "it was missing";
   }
   TIDEMARK_TRY(replay.finish());
   if (!opened.index_rebuilt.empty()) {
