@@ -189,6 +189,9 @@ class Server final : public ServerSession::Actions {
   void progress(const pb::Progress& progress) override { calls.push_back("progress " + progress.state()); }
   void on_history_diverged(const Error& why) override { alarms.push_back(why); }
 
+  void settle_one_if_any() {
+    if (!store_.pending.empty()) settle_one(false);
+  }
   // One pending change becomes durable, and whoever must know is told.
   void settle_one(bool tell_progress) {
     const EpochNumber before = store_.durable.durable_epoch;
