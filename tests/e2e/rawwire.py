@@ -1,10 +1,12 @@
 """The protocol, made by hand: frames, protobuf, blocks and TLS with Python's own means. It shares nothing with the code
 under test, so it can send what no agent would, and doubles as a check that docs/protocol.md describes the real thing.
 """
+import base64
 import ctypes
 import socket
 import ssl
 import struct
+import subprocess
 
 ALPN_MACHINE, ALPN_ENROLL = "tidemark/1", "tidemark-enroll/1"
 MAGIC, HEADER_SIZE = 0x464D4454, 32
@@ -261,3 +263,70 @@ class Session:
                 return payload
             if got == "error":
                 raise AssertionError(f"the server ended the session: {Told(payload).error}")
+
+
+# --- enrolment and certificates by hand ---
+def token_parts(token):
+    """(address, SHA-256 of the CA, secret) of a token's text."""
+    body = token.split("-", 1)[1]
+    data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+    length = struct.unpack_from("<I", data)[0]
+    return data[4:4 + length].decode(), data[4 + length:36 + length], data[36 + length:68 + length]
+
+
+def token_text(address, ca_sha256, secret):
+    data = struct.pack("<I", len(address)) + address.encode() + ca_sha256 + secret
+    data += struct.pack("<I", crc32c(data))
+    return "tmk1-" + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def openssl(*arguments, cwd=None):
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, f"openssl {arguments[0]}: {done.stderr}"
+    return done.stdout
+
+
+def make_request(directory, name="machine"):
+    """key.pem and request.pem, P-256."""
+    openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
+            "-keyout", directory / "key.pem", "-out", directory / "request.pem")
+
+
+def enroll(address, token, directory, name, fingerprint=b"f" * 32, version=1):
+    """Enrols a machine by hand; its identity. The state directory then holds key.pem and certificate.pem."""
+    directory.mkdir(parents=True, exist_ok=True)
+    make_request(directory)
+    connection = connect(address, alpn=ALPN_ENROLL)
+    session = Session.__new__(Session)
+    session.connection, session.sent, session.received, session.machine_id = connection, 0, 0, ""
+    session.send("enroll_request", message(_1=version, _2=token_parts(token)[2], _3=name,
+                                           _4=(directory / "request.pem").read_text(), _5=fingerprint, _6="0.1.0"))
+    kind, payload = session.receive()
+    connection.close()
+    if kind == "error":
+        return Told(payload)
+    fields = fields_of(payload)
+    (directory / "certificate.pem").write_bytes(fields[3][0])
+    (directory / "ca.pem").write_bytes(fields[4][0])
+    return fields[1][0].decode()
+
+
+def make_authority(directory):
+    """Another CA: ca.key and ca.pem."""
+    directory.mkdir(parents=True, exist_ok=True)
+    openssl("req", "-x509", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "10",
+            "-subj", "/CN=somebody else", "-keyout", directory / "ca.key", "-out", directory / "ca.pem")
+    return directory
+
+
+def sign_machine(authority, directory, machine_id, start="20200101000000Z", end="20400101000000Z"):
+    """A machine's certificate over request.pem, by any authority (a directory with ca.key and ca.pem), for any time."""
+    (directory / "index.txt").write_text("")
+    (directory / "serial").write_text("5A5A\n")
+    (directory / "ca.conf").write_text(
+        "[ca]\ndefault_ca=x\n[x]\ndatabase=index.txt\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=p\n"
+        "x509_extensions=e\nunique_subject=no\n[p]\ncommonName=optional\n[e]\nbasicConstraints=critical,CA:FALSE\n"
+        f"keyUsage=critical,digitalSignature\nextendedKeyUsage=clientAuth\nsubjectAltName=URI:tidemark:machine:{machine_id}\n"
+        "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
+    openssl("ca", "-batch", "-config", "ca.conf", "-keyfile", authority / "ca.key", "-cert", authority / "ca.pem", "-notext",
+            "-startdate", start, "-enddate", end, "-in", "request.pem", "-out", "certificate.pem", cwd=directory)
