@@ -81,7 +81,8 @@ class Recovery {
 
   Status find_segments() {
     AlignedBuffer block(limits::kIoAlignment);
-    for (const std::string& name : TIDEMARK_TRY(files_.list(directory_))) {
+    const std::vector<std::string> names = TIDEMARK_TRY(files_.list(directory_));
+    for (const std::string& name : names) {
       const auto id = parse_segment_name(name);
       if ((!id && !is_reserve_name(name)) || id == SegmentId(0)) continue;
       const std::string path = directory_ + "/" + name;
@@ -194,7 +195,16 @@ class Recovery {
         expected.chain = {position_.next_lsn, position_.checksum};
         auto bytes = TIDEMARK_TRY(window_.at(position_.offset, sizeof(CommitHeader)));
         const auto commit_header = parse_commit_header(bytes, expected);
-        if (!commit_header) return break_at(commit_header.error());
+        if (!commit_header) {
+          // A place is written once in a segment's life: what is whole there, but follows another commit, is no torn
+          // write.
+          expected.chain.reset();
+          if (parse_commit_header(bytes, expected))
+            return corrupt(id, "holds a commit at offset " + std::to_string(position_.offset) +
+                                   " that does not go on from where " +
+                                   (pending_.empty() && !handed_ ? "the index has come to" : "the log has come to"));
+          return break_at(commit_header.error());
+        }
         bytes = TIDEMARK_TRY(window_.at(position_.offset, commit_header->size));
         Pending pending;
         const auto parsed = parse_commit(bytes, expected, pending.info);

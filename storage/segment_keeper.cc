@@ -250,7 +250,8 @@ class Keeper final : public SegmentKeeper {
   Status tidy() {
     bool changed = false;
     std::vector<std::string> to_reserve;
-    for (const std::string& name : TIDEMARK_TRY(files_.list(options_.directory))) {
+    const std::vector<std::string> names = TIDEMARK_TRY(files_.list(options_.directory));
+    for (const std::string& name : names) {
       const auto id = parse_segment_name(name);
       const bool reserve = is_reserve_name(name);
       if (id) last_id_ = std::max(last_id_, *id);
