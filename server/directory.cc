@@ -72,7 +72,6 @@ Result<Superblock> create_directory(storage::FileSystem& files, const Directory&
   superblock.partitions = options.partitions;
   superblock.created_us = clock.wall_us();
   superblock.addresses = options.addresses;
-  if (superblock.addresses.empty()) superblock.addresses.push_back(host_name() + ":7443");
 
   TIDEMARK_TRY(make_private_directory(directory.authority()));
   TIDEMARK_TRY(Authority::create(directory.authority(), superblock, clock));
@@ -80,10 +79,10 @@ Result<Superblock> create_directory(storage::FileSystem& files, const Directory&
     const PartitionId partition(i);
     TIDEMARK_TRY(storage::Partition::create(files, directory.partition(partition), partition, superblock.server_id));
   }
-  const auto& first = superblock.addresses.front();
-  const auto port = net::parse_host_port(first);
-  TIDEMARK_TRY(write_private_file(directory.config(),
-                                  default_config_text(fmt::format("0.0.0.0:{}", port ? port->port : 7443))));
+  std::uint16_t port = net::kDefaultPort;
+  if (!superblock.addresses.empty())
+    if (const auto first = net::parse_host_port(superblock.addresses.front())) port = first->port;
+  TIDEMARK_TRY(write_private_file(directory.config(), default_config_text(fmt::format("0.0.0.0:{}", port))));
   TIDEMARK_TRY(write_superblock(directory, superblock));
   return superblock;
 }
@@ -128,7 +127,7 @@ Result<Superblock> read_superblock(const Directory& directory) {
   }
   std::array<std::byte, 16> id;
   if (superblock.format < 1 || !from_hex(superblock.server_id, id) || superblock.partitions == 0 ||
-      superblock.partitions > kPartitionsMax || superblock.addresses.empty())
+      superblock.partitions > kPartitionsMax)
     return damaged("a value is impossible");
   return superblock;
 }

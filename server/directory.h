@@ -29,7 +29,7 @@ struct Superblock {
   std::string name;
   std::uint32_t partitions = 0;
   WallMicros created_us = 0;
-  std::vector<std::string> addresses;  // host:port that agents are told, the first one goes into tokens
+  std::vector<std::string> addresses;  // host:port as agents reach it, the first goes into tokens; may be empty
 };
 
 struct InitOptions {

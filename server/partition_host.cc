@@ -125,6 +125,12 @@ std::vector<MachineReport> PartitionHost::reports() {
   return all;
 }
 
+std::size_t PartitionHost::machine_count() const {
+  std::size_t count = 0;
+  if (partition_) partition_->for_each_machine([&](const storage::MachineState& machine) { count += machine.record.removed() ? 0 : 1; });
+  return count;
+}
+
 std::uint64_t PartitionHost::quarantined() const {
   std::uint64_t count = 0;
   if (partition_)

@@ -71,6 +71,7 @@ class PartitionHost final : private storage::Partition::Listener {
   void wait_for_room(Channel& channel, std::size_t bytes);
   void forget(Channel& channel, const MachineId& machine);  // it waits for nothing any more
   std::uint32_t initial_credit() const;
+  std::size_t machine_count() const;
   std::size_t session_count() const { return sessions_; }
   std::size_t waiting_for_room() const { return waiting_.size(); }
   std::uint64_t quarantined() const;

@@ -1,0 +1,225 @@
+#include "server/admin.h"
+
+#include <httplib.h>
+#include <pthread.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "server/admin_routes.h"
+#include "server/json_shapes.h"
+#include "server/logging.h"
+#include "server/moment.h"
+
+namespace tidemark::server {
+namespace {
+
+constexpr std::size_t kBodyMax = 64 << 10;
+constexpr int kBacklog = 128;
+
+// httplib listens on TCP only; it is content with any listening socket, though.
+class UnixServer final : public httplib::Server {
+ public:
+  void listen_on(int descriptor) { svr_sock_ = descriptor; }
+};
+
+// A fixed number of threads; the acceptor waits while all are busy and one more connection is in line for each.
+class BoundedTasks final : public httplib::TaskQueue {
+ public:
+  explicit BoundedTasks(std::size_t threads) : queue_max_(threads) {
+    for (std::size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+  }
+  void enqueue(std::function<void()> task) override {
+    std::unique_lock lock(mutex_);
+    room_.wait(lock, [this] { return tasks_.size() < queue_max_ || stopping_; });
+    tasks_.push_back(std::move(task));
+    wake_.notify_one();
+  }
+  void shutdown() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    room_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
+ private:
+  void run() {
+    ::pthread_setname_np(::pthread_self(), "tm-admin");
+    while (true) {
+      std::function<void()> task;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+        if (tasks_.empty()) return;
+        task = std::move(tasks_.front());
+        tasks_.pop_front();
+      }
+      room_.notify_one();
+      task();
+    }
+  }
+
+  const std::size_t queue_max_;
+  std::mutex mutex_;
+  std::condition_variable wake_, room_;
+  std::deque<std::function<void()>> tasks_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+Result<int> listen_unix(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path)
+    return fail(Code::invalid_argument, path, "is too long for a unix socket: at most " + std::to_string(sizeof address.sun_path - 1) + " characters",
+                "name a shorter one as server.admin_socket in the configuration");
+  path.copy(address.sun_path, path.size());
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) == 0) {
+    if (!S_ISSOCK(info.st_mode)) return fail(Code::already_exists, path, "is there and is not a socket", "name another admin_socket");
+    ::unlink(path.c_str());  // of a server that died
+  }
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return fail_errno(errno, path, "make a socket");
+  // The mode is right from the start: fchmod on the unbound socket decides what bind() makes.
+  if (::fchmod(fd, 0600) != 0 || ::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+      ::chmod(path.c_str(), 0600) != 0 || ::listen(fd, kBacklog) != 0) {
+    const int error = errno;
+    ::close(fd);
+    return fail_errno(error, path, "listen on");
+  }
+  return fd;
+}
+
+}  // namespace
+
+struct AdminServer::Impl {
+  UnixServer http;
+  std::string path;
+  std::thread thread;
+};
+
+AdminServer::AdminServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+AdminServer::~AdminServer() { stop(); }
+
+Result<std::unique_ptr<AdminServer>> AdminServer::start(Node& node, const std::string& path) {
+  auto impl = std::make_unique<Impl>();
+  impl->path = path;
+  auto& http = impl->http;
+  http.new_task_queue = [] { return new BoundedTasks(kThreads); };  // httplib deletes it
+  http.set_payload_max_length(kBodyMax);
+  http.set_keep_alive_timeout(2);
+  http.set_read_timeout(10);
+  http.set_write_timeout(30);
+  // Ranges are our own business: httplib would cut error bodies and does not check them against the size.
+  http.set_pre_routing_handler([](const httplib::Request& request, httplib::Response&) {
+    const_cast<httplib::Request&>(request).ranges.clear();
+    return httplib::Server::HandlerResponse::Unhandled;
+  });
+  http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
+    if (!response.body.empty()) return;
+    const int status = response.status;
+    if (status == 404) {
+      answer(response, Error{Code::not_found, request.method + " " + request.path, "there is no such thing in this API", "see docs/admin_api.md"});
+    } else {
+      answer(response, Error{Code::invalid_argument, request.method + " " + request.path, "the request is not understood", {}});
+    }
+    response.status = status;
+  });
+  http.set_exception_handler([](const httplib::Request& request, httplib::Response& response, std::exception_ptr thrown) {
+    std::string what = "unknown";
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::exception& exception) {
+      what = exception.what();
+    } catch (...) {
+    }
+    spdlog::error("admin request failed{}{}{}", kv("method", request.method), kv("path", request.path), kv("why", what));
+    answer(response, Error{Code::internal, request.path, what, {}});
+  });
+  add_server_routes(http, node);
+  add_machine_routes(http, node);
+  add_point_routes(http, node);
+  add_data_routes(http, node);
+  http.listen_on(TIDEMARK_TRY(listen_unix(path)));
+  impl->thread = std::thread([http = &impl->http] { http->listen_after_bind(); });
+  while (!http.is_running()) std::this_thread::yield();  // stop() before that would not be heard
+  return std::unique_ptr<AdminServer>(new AdminServer(std::move(impl)));
+}
+
+void AdminServer::stop() {
+  if (!impl_->thread.joinable()) return;
+  impl_->http.stop();
+  impl_->thread.join();
+  ::unlink(impl_->path.c_str());
+}
+
+void answer(httplib::Response& response, const nlohmann::json& body) { response.set_content(dump(body) + "\n", "application/json"); }
+
+void answer(httplib::Response& response, const Error& error) {
+  response.status = http_status(error.code);
+  answer(response, to_json(error));
+}
+
+void answer(httplib::Response& response, const Result<nlohmann::json>& result) {
+  if (result) {
+    answer(response, *result);
+  } else {
+    answer(response, result.error());
+  }
+}
+
+Result<MachinePlace> find_place(Node& node, const std::string& name_or_id) {
+  MachinePlace place;
+  place.id = TIDEMARK_TRY(node.names.resolve(name_or_id));
+  const PartitionId partition = node.partition_for(place.id);
+  place.shard = &node.shard_for(partition);
+  place.host = place.shard->host(partition);
+  place.partition = place.host->partition();
+  if (place.partition == nullptr)
+    return fail(Code::unavailable, "partition " + std::to_string(partition.value()), "it could not be opened", "GET /v1/health and the server's log say why");
+  return place;
+}
+
+Result<MachineReport> find_report(const MachinePlace& place) {
+  auto report = TIDEMARK_TRY(place.shard->call([place]() -> std::optional<MachineReport> {
+    const auto* machine = place.host->find(place.id);
+    if (machine == nullptr || machine->record.removed()) return std::nullopt;
+    return place.host->report(*machine);
+  }));
+  if (!report) return fail(Code::not_found, place.id.to_string(), "no such machine", "`tidemark machines` lists them");
+  return std::move(*report);
+}
+
+Result<storage::pb::EpochEntry> find_point(Node& node, const MachinePlace& place, const std::string& at) {
+  const Moment moment = TIDEMARK_TRY(parse_at(at, node.clock.wall_us()));
+  if (!moment.epoch) return place.partition->point_at(place.id, moment.time_us, kIndexTimeout);
+  const auto points = TIDEMARK_TRY(place.partition->epochs(place.id, 0, false, kIndexTimeout));  // newest first
+  for (const auto& point : points)
+    if (point.number() <= moment.epoch->value()) return point;
+  return fail(Code::not_found, at, "no point at or before this epoch",
+              points.empty() ? "the machine has no points yet" : "the oldest point is epoch:" + std::to_string(points.back().number()));
+}
+
+Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage::pb::EpochEntry& point, const std::string& disk) {
+  for (const auto& known : disks) {
+    if (known.name != disk && std::to_string(known.disk) != disk) continue;
+    for (const auto& size : point.disks())
+      if (size.disk() == known.disk) return DiskReport{known.disk, known.name, size.size()};
+    return fail(Code::not_found, disk, "the machine did not have this disk at that point", "GET the point for its disks");
+  }
+  return fail(Code::not_found, disk, "the machine has no such disk", "GET the machine for its disks; a number or a name is taken");
+}
+
+}  // namespace tidemark::server

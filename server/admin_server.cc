@@ -1,0 +1,128 @@
+#include <httplib.h>
+#include <spdlog/spdlog.h>
+
+#include <nlohmann/json.hpp>
+
+#include "net/connect.h"
+#include "net/token.h"
+#include "server/admin_routes.h"
+#include "server/json_shapes.h"
+#include "server/logging.h"
+#include "server/metrics.h"
+
+namespace tidemark::server {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::int64_t kTtlDefault = 3600;
+constexpr std::int64_t kTtlMax = 30 * 24 * 3600;
+
+// What agents are told: what the administrator named, or what can be guessed.
+std::string token_address(const Node& node) {
+  if (!node.superblock.addresses.empty()) return node.superblock.addresses.front();
+  const auto listening = net::parse_host_port(node.listening);
+  if (!listening) return node.listening;
+  const bool any = listening->host == "0.0.0.0" || listening->host == "::";
+  return net::HostPort{any ? host_name() : listening->host, listening->port}.to_string();
+}
+
+struct HostSummary {
+  PartitionHost::Health health;
+  std::size_t machines = 0, sessions = 0;
+};
+
+Result<std::vector<HostSummary>> summaries(Node& node) {
+  std::vector<HostSummary> all;
+  for (const auto& shard : node.shards) {
+    const auto some = TIDEMARK_TRY(shard->call([shard = shard.get()] {
+      std::vector<HostSummary> list;
+      for (const auto& host : shard->hosts()) list.push_back({host->health(), host->machine_count(), host->session_count()});
+      return list;
+    }));
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.health.id < b.health.id; });
+  return all;
+}
+
+json partitions_json(const std::vector<HostSummary>& all) {
+  json list = json::array();
+  for (const auto& one : all) list.push_back({{"id", one.health.id.value()}, {"state", to_string(one.health.state)}, {"why", one.health.why}});
+  return list;
+}
+
+Result<json> server_json(Node& node) {
+  const auto all = TIDEMARK_TRY(summaries(node));
+  std::size_t machines = 0, sessions = 0;
+  for (const auto& one : all) {
+    machines += one.machines;
+    sessions += one.sessions;
+  }
+  return json{{"version", TIDEMARK_VERSION},
+              {"id", node.superblock.server_id},
+              {"name", node.superblock.name},
+              {"started", format_rfc3339(node.started_us)},
+              {"uptime_seconds", (node.clock.wall_us() - node.started_us) / 1'000'000},
+              {"data_directory", node.directory.path()},
+              {"listening", json::array({node.listening})},
+              {"admin_socket", node.admin_socket},
+              {"addresses", json::array({token_address(node)})},
+              {"shards", node.shards.size()},
+              {"partitions", partitions_json(all)},
+              {"certificate_expires", format_rfc3339(node.authority.server_info().not_after_us)},
+              {"totals", {{"machines", machines}, {"connected", sessions}}}};
+}
+
+Result<json> make_token(Node& node, const std::string& text) {
+  const json body = text.empty() ? json::object() : json::parse(text, nullptr, false);
+  const auto wrong = [](const std::string& key, const std::string& what, const std::string& remedy) {
+    return fail(Code::invalid_argument, key, what, remedy);
+  };
+  if (!body.is_object()) return wrong("body", "it is not a JSON object", R"(like {"ttl_seconds": 3600})");
+  std::int64_t ttl = kTtlDefault;
+  std::optional<MachineId> machine;
+  std::string address = token_address(node);
+  for (const auto& [key, value] : body.items()) {
+    if (key == "ttl_seconds") {
+      if (!value.is_number_integer() || value.get<std::int64_t>() < 1 || value.get<std::int64_t>() > kTtlMax)
+        return wrong(key, "is " + dump(value), "allowed is a whole number from 1 to " + std::to_string(kTtlMax));
+      ttl = value.get<std::int64_t>();
+    } else if (key == "machine") {
+      if (value.is_null()) continue;
+      if (!value.is_string()) return wrong(key, "is not a text", "name a machine that is enrolled already");
+      const auto place = TIDEMARK_TRY(find_place(node, value.get<std::string>()));
+      machine = TIDEMARK_TRY(find_report(place)).id;
+    } else if (key == "address") {
+      if (value.is_null()) continue;
+      if (!value.is_string() || !net::parse_host_port(value.get<std::string>()))
+        return wrong(key, "is " + dump(value) + ", not an address", "write HOST:PORT as agents reach this server");
+      address = value.get<std::string>();
+    } else {
+      return wrong(key, "is not a known key", "there are ttl_seconds, machine and address");
+    }
+  }
+  const auto created = TIDEMARK_TRY(node.tokens->create(std::chrono::seconds(ttl), machine));
+  spdlog::info("token made{}{}", kv("expires", format_rfc3339(created.expires_us)), kv("machine", machine ? machine->to_string() : "new"));
+  const net::Token token{.address = address, .ca_sha256 = node.authority.ca_sha256(), .secret = created.secret};
+  return json{{"token", net::encode_token(token)}, {"expires", format_rfc3339(created.expires_us)}, {"address", address}};
+}
+
+}  // namespace
+
+void add_server_routes(httplib::Server& http, Node& node) {
+  http.Get("/v1/server", [&node](const httplib::Request&, httplib::Response& response) { answer(response, server_json(node)); });
+  http.Get("/v1/health", [&node](const httplib::Request&, httplib::Response& response) {
+    const auto all = summaries(node);
+    if (!all) return answer(response, all.error());
+    const bool ok = std::all_of(all->begin(), all->end(), [](const auto& one) { return one.health.state == PartitionHost::State::serving; });
+    response.status = ok ? 200 : 503;
+    answer(response, json{{"ok", ok}, {"partitions", partitions_json(*all)}});
+  });
+  http.Post("/v1/tokens", [&node](const httplib::Request& request, httplib::Response& response) { answer(response, make_token(node, request.body)); });
+  http.Get("/metrics", [&node](const httplib::Request&, httplib::Response& response) {
+    response.set_content(metrics_text(node), "text/plain; version=0.0.4");
+  });
+}
+
+}  // namespace tidemark::server

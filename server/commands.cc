@@ -1,0 +1,188 @@
+#include "server/commands.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
+#include "net/connect.h"
+#include "server/authority.h"
+#include "server/config.h"
+#include "server/directory.h"
+#include "server/logging.h"
+#include "server/notify.h"
+#include "server/server.h"
+#include "storage/system_files.h"
+
+namespace tidemark::server {
+namespace {
+
+constexpr int kWell = 0, kFailed = 1, kWrong = 2;
+
+constexpr const char* kDescription = R"(tidemarkd: the staging server of Tidemark.
+
+Receives the changes of protected machines, keeps their recovery points, serves them to the admin tools.
+
+First steps:
+  tidemarkd init /srv/tidemark --address staging.example:7443
+  tidemarkd run --data /srv/tidemark
+  tidemark token create                  (in another terminal; enrols a machine)
+)";
+
+int failed(const Error& error, int status = kFailed) {
+  fmt::print(stderr, "tidemarkd: {}\n", error.message());
+  return status;
+}
+
+int init(const std::string& path, const InitOptions& options) {
+  const Directory directory(path);
+  const auto made = create_directory(storage::system_files(), directory, options, Clock::system());
+  if (!made) return failed(made.error(), made.error().code == Code::invalid_argument ? kWrong : kFailed);
+  fmt::print("made {} with {} partition{}, server id {}\n", path, made->partitions, made->partitions == 1 ? "" : "s", made->server_id);
+  fmt::print("configuration: {}\nnext: tidemarkd run --data {}\n", directory.config(), path);
+  return kWell;
+}
+
+int renew(const std::string& path, const std::vector<std::string>& addresses) {
+  const Directory directory(path);
+  auto superblock = read_superblock(directory);
+  if (!superblock) return failed(superblock.error());
+  for (const auto& address : addresses) {
+    if (!net::parse_host_port(address))
+      return failed({Code::invalid_argument, "--address", "is \"" + address + "\", not an address", "write HOST:PORT as agents reach it"}, kWrong);
+  }
+  if (!addresses.empty()) {
+    superblock->addresses = addresses;
+    if (const auto written = write_superblock(directory, *superblock); !written) return failed(written.error());
+  }
+  const auto renewed = Authority::renew_server(directory.authority(), *superblock, Clock::system());
+  if (!renewed) return failed(renewed.error());
+  const auto authority = Authority::load(directory.authority());
+  if (!authority) return failed(authority.error());
+  fmt::print("certificate for {}, good until {}\nrestart tidemarkd to use it\n", fmt::join(certificate_names(superblock->addresses), ", "),
+             format_rfc3339(authority->server_info().not_after_us));
+  return kWell;
+}
+
+// Blocked in all threads; taken one by one by serve().
+sigset_t block_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&set, signal);
+  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+  return set;
+}
+
+void wait_for_end(const sigset_t& set) {
+  while (true) {
+    int signal = 0;
+    if (::sigwait(&set, &signal) != 0) continue;
+    if (signal == SIGHUP) {
+      spdlog::info("SIGHUP is ignored: restart to use a changed configuration");
+      continue;
+    }
+    spdlog::info("stopping{}", kv("signal", signal == SIGTERM ? "SIGTERM" : "SIGINT"));
+    return;
+  }
+}
+
+// Stops in the background; a second signal ends the process at once.
+void stop(Server& server, const sigset_t& set) {
+  notify_supervisor("STOPPING=1");
+  std::atomic<bool> done{false};
+  std::thread stopper([&] {
+    server.stop();
+    done = true;
+  });
+  while (!done) {
+    const timespec wait{.tv_sec = 0, .tv_nsec = 20'000'000};
+    const int signal = ::sigtimedwait(&set, nullptr, &wait);
+    if (signal == SIGTERM || signal == SIGINT) {
+      spdlog::info("a second signal: not waiting any longer");
+      ::_exit(kFailed);
+    }
+  }
+  stopper.join();
+}
+
+int serve(const std::string& data, std::string config_path, const std::string& listen) {
+  const Directory directory(data);
+  std::error_code error;
+  if (config_path.empty() && std::filesystem::exists(directory.config(), error)) config_path = directory.config();
+  auto config = config_path.empty() ? Result<Config>(Config()) : load_config(config_path);
+  if (!config) return failed(config.error(), kWrong);
+  if (!listen.empty()) {
+    if (const auto parsed = net::parse_host_port(listen); !parsed) return failed(parsed.error(), kWrong);
+    config->server.listen = listen;
+  }
+  start_logging(config->server.log_level, config->server.log_format);
+  const sigset_t set = block_signals();
+  auto server = Server::start(data, *config, storage::system_files(), Clock::system());
+  if (!server) return failed(server.error());
+  fmt::print("tidemarkd: serving on {}, admin socket {}\n", (*server)->address(), (*server)->admin_socket());
+  std::fflush(stdout);
+  notify_supervisor("READY=1\nSTATUS=serving on " + (*server)->address());
+  wait_for_end(set);
+  stop(**server, set);
+  return kWell;
+}
+
+int check(const std::string& path) {
+  const auto config = load_config(path);
+  if (!config) return failed(config.error(), kWrong);
+  fmt::print("{}: well\n", path);
+  return kWell;
+}
+
+}  // namespace
+
+int run_command_line(int argc, char** argv) {
+  CLI::App app(kDescription, "tidemarkd");
+  app.set_version_flag("--version", "tidemarkd " TIDEMARK_VERSION);
+  app.require_subcommand(1);
+  app.footer("Exit status: 0 well, 1 it failed, 2 wrong arguments or configuration.");
+
+  std::string path, data, config, listen;
+  InitOptions options;
+  auto* init_command = app.add_subcommand("init", "Make a data directory: authority, partitions, configuration");
+  init_command->add_option("DIR", path, "Directory to make; it must be empty or not exist")->required();
+  init_command->add_option("--partitions", options.partitions, "Independent stores, fixed for good; more use more cores")
+      ->capture_default_str()->check(CLI::Range(1U, kPartitionsMax));
+  init_command->add_option("--name", options.name, "What to call this server (default: the host's name)");
+  init_command->add_option("--address", options.addresses, "HOST:PORT as agents reach it; may be repeated. The first goes into tokens, all into the certificate");
+
+  auto* run_command = app.add_subcommand("run", "Serve a data directory until SIGTERM or SIGINT");
+  run_command->add_option("--data", data, "The data directory")->required();
+  run_command->add_option("--config", config, "Configuration file (default: tidemarkd.toml in the data directory)");
+  run_command->add_option("--listen", listen, "HOST:PORT to listen on, instead of the configuration's; port 0 takes a free one");
+
+  auto* check_command = app.add_subcommand("check-config", "Check a configuration file");
+  check_command->add_option("FILE", path, "The file")->required();
+
+  auto* certificate = app.add_subcommand("certificate", "The server's own certificate");
+  certificate->require_subcommand(1);
+  auto* renew_command = certificate->add_subcommand("renew", "Issue it anew, for the same or for other addresses");
+  std::vector<std::string> addresses;
+  renew_command->add_option("--data", data, "The data directory")->required();
+  renew_command->add_option("--address", addresses, "HOST:PORT as agents reach it; replaces those of init");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kWell : kWrong;
+  }
+  if (init_command->parsed()) return init(path, options);
+  if (run_command->parsed()) return serve(data, config, listen);
+  if (check_command->parsed()) return check(path);
+  if (renew_command->parsed()) return renew(data, addresses);
+  return kWrong;
+}
+
+}  // namespace tidemark::server

@@ -1,0 +1,198 @@
+#include "server/metrics.h"
+
+#include <prometheus/text_serializer.h>
+
+#include <deque>
+#include <limits>
+#include <sstream>
+
+#include "server/node.h"
+#include "server/partition_host.h"
+#include "server/session.h"
+#include "server/shard.h"
+
+namespace tidemark::server {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::vector<ClientMetric::Label>;
+
+class Families {
+ public:
+  void counter(const char* name, const char* help, double value, Labels labels = {}) {
+    add(name, help, MetricType::Counter, std::move(labels)).counter.value = value;
+  }
+  void gauge(const char* name, const char* help, double value, Labels labels = {}) {
+    add(name, help, MetricType::Gauge, std::move(labels)).gauge.value = value;
+  }
+  void histogram(const char* name, const char* help, const LatencyHistogram& from) {
+    ClientMetric& metric = add(name, help, MetricType::Histogram, {});
+    std::uint64_t count = 0;
+    for (std::size_t i = 0; i < from.counts.size(); ++i) {
+      count += from.counts[i];
+      const double bound = i < LatencyHistogram::kBounds.size() ? LatencyHistogram::kBounds[i] : std::numeric_limits<double>::infinity();
+      metric.histogram.bucket.push_back({.cumulative_count = count, .upper_bound = bound});
+    }
+    metric.histogram.sample_count = count;
+    metric.histogram.sample_sum = from.sum;
+  }
+  std::string text() const {
+    std::ostringstream out;
+    prometheus::TextSerializer().Serialize(out, families_);
+    return out.str();
+  }
+
+ private:
+  ClientMetric& add(const char* name, const char* help, MetricType type, Labels labels) {
+    auto found = std::find_if(families_.begin(), families_.end(), [&](const MetricFamily& family) { return family.name == name; });
+    if (found == families_.end()) {
+      families_.push_back({name, help, type, {}});
+      found = std::prev(families_.end());
+    }
+    ClientMetric& metric = found->metric.emplace_back();
+    metric.label = std::move(labels);
+    return metric;
+  }
+  std::vector<MetricFamily> families_;
+};
+
+struct HostSample {
+  PartitionHost::Health health;
+  std::size_t sessions = 0, waiting_for_room = 0;
+  std::uint64_t quarantined = 0, alarms = 0, machines = 0;
+  double lag_seconds_max = 0;
+};
+
+struct ShardSample {
+  ShardCounters counters;
+  double cpu_seconds = 0;
+  std::size_t channels = 0, frames_in_use = 0, frames_kept = 0, frames_waiting = 0, frames_budget = 0;
+  std::uint32_t handshakes = 0;
+  std::vector<HostSample> hosts;
+};
+
+ShardSample sample(Shard& shard) {
+  ShardSample s;
+  s.counters = shard.counters();
+  s.cpu_seconds = shard.cpu_seconds();
+  s.channels = shard.channels();
+  s.frames_in_use = shard.frames().in_use();
+  s.frames_kept = shard.frames().kept();
+  s.frames_waiting = shard.frames().waiting();
+  s.frames_budget = shard.frames().budget();
+  s.handshakes = shard.handshakes().taken();
+  for (const auto& host : shard.hosts()) {
+    HostSample h;
+    h.health = host->health();
+    h.sessions = host->session_count();
+    h.waiting_for_room = host->waiting_for_room();
+    h.quarantined = host->quarantined();
+    h.alarms = host->alarms();
+    for (const auto& report : host->reports()) {
+      ++h.machines;
+      h.lag_seconds_max = std::max(h.lag_seconds_max, report.status.lag_seconds.value_or(0));
+    }
+    s.hosts.push_back(std::move(h));
+  }
+  return s;
+}
+
+void add_shard(Families& out, const Shard& shard, const ShardSample& s) {
+  const Labels labels = {{"shard", std::to_string(shard.index())}};
+  const ShardCounters& c = s.counters;
+  const auto n = [](std::uint64_t value) { return static_cast<double>(value); };
+  out.counter("tidemark_shard_cpu_seconds_total", "CPU time of the shard's thread", s.cpu_seconds, labels);
+  out.counter("tidemark_shard_turns_total", "Turns of the shard's loop", n(c.turns), labels);
+  out.gauge("tidemark_connections", "Connections that finished their handshake", n(s.channels), labels);
+  out.gauge("tidemark_handshakes_in_flight", "TLS handshakes under way", s.handshakes, labels);
+  out.gauge("tidemark_frame_pool_bytes", "Frame buffers handed out", n(s.frames_in_use), labels);
+  out.gauge("tidemark_frame_pool_kept_bytes", "Frame buffers kept for the next frame", n(s.frames_kept), labels);
+  out.gauge("tidemark_frame_pool_limit_bytes", "What the frame buffers may take", n(s.frames_budget), labels);
+  out.gauge("tidemark_frame_pool_waiting", "Sessions that wait for a frame buffer", n(s.frames_waiting), labels);
+  out.counter("tidemark_accepted_total", "Connections accepted", n(c.connections), labels);
+  out.counter("tidemark_handshakes_total", "TLS handshakes done", n(c.handshakes), labels);
+  out.counter("tidemark_handshakes_resumed_total", "Of these, resumed ones", n(c.handshakes_resumed), labels);
+  out.counter("tidemark_sessions_started_total", "Sessions that were welcomed", n(c.sessions_total), labels);
+  out.counter("tidemark_sessions_replaced_total", "Sessions that gave way to a newer one of their machine", n(c.sessions_replaced), labels);
+  out.counter("tidemark_enrolments_total", "Machines enrolled", n(c.enrolments), labels);
+  out.counter("tidemark_renewals_total", "Certificates renewed", n(c.renewals), labels);
+  out.counter("tidemark_received_bytes_total", "Bytes of frames received", n(c.bytes_in), labels);
+  out.counter("tidemark_received_frames_total", "Frames received", n(c.frames_in), labels);
+  out.counter("tidemark_received_block_bytes_total", "Bytes of blocks frames' payloads received", n(c.blocks_bytes_in), labels);
+  out.counter("tidemark_epochs_durable_total", "Epochs that became durable", n(c.epochs_durable), labels);
+  out.counter("tidemark_waits_total", "Frames that waited", n(c.pauses_for_room), {labels[0], {"for", "log"}});
+  out.counter("tidemark_waits_total", "Frames that waited", n(c.pauses_for_memory), {labels[0], {"for", "memory"}});
+  out.counter("tidemark_digest_chunks_total", "Chunks digested for agents", n(c.digest_chunks), labels);
+  out.counter("tidemark_history_diverged_total", "Sessions whose agent and server disagreed on what is durable", n(c.history_diverged), labels);
+}
+
+void add_partition(Families& out, const PartitionHost& host, const HostSample& h) {
+  const Labels labels = {{"partition", std::to_string(h.health.id.value())}};
+  const auto n = [](std::uint64_t value) { return static_cast<double>(value); };
+  for (const auto state : {PartitionHost::State::serving, PartitionHost::State::stopped, PartitionHost::State::fenced})
+    out.gauge("tidemark_partition_state", "1 for the state the partition is in", h.health.state == state ? 1 : 0,
+              {labels[0], {"state", to_string(state)}});
+  out.gauge("tidemark_sessions", "Machines connected", n(h.sessions), labels);
+  out.gauge("tidemark_machines", "Machines enrolled", n(h.machines), labels);
+  out.gauge("tidemark_machines_quarantined", "Machines with a newcomer that an administrator must decide on", n(h.quarantined), labels);
+  out.gauge("tidemark_machines_without_new_point", "Machines for which the alarm \"no new point\" is on", n(h.alarms), labels);
+  out.gauge("tidemark_machine_lag_seconds_max", "The largest lag of any machine", h.lag_seconds_max, labels);
+  out.gauge("tidemark_log_waiting_sessions", "Sessions that wait for room in the log", n(h.waiting_for_room), labels);
+  const storage::Partition* partition = host.partition();
+  if (partition == nullptr) return;
+  const auto stats = partition->stats();
+  out.counter("tidemark_log_commits_total", "Commits written", n(stats.log.commits), labels);
+  out.counter("tidemark_log_records_total", "Records in them", n(stats.log.records), labels);
+  out.counter("tidemark_log_payload_bytes_total", "Bytes of their payloads", n(stats.log.payload_bytes), labels);
+  out.counter("tidemark_log_written_bytes_total", "Bytes written", n(stats.log.written_bytes), labels);
+  out.counter("tidemark_log_write_seconds_total", "Time that writes took, in all", n(stats.log.write_us_total) / 1e6, labels);
+  out.gauge("tidemark_log_write_seconds_max", "The longest write", n(stats.log.write_us_max) / 1e6, labels);
+  out.counter("tidemark_log_write_failures_total", "Failed writes that went to a fresh segment", n(stats.log.failures), labels);
+  out.gauge("tidemark_log_lsn", "Last LSN", n(stats.last_lsn.value()), {labels[0], {"mark", "appended"}});
+  out.gauge("tidemark_log_lsn", "Last LSN", n(stats.durable_lsn.value()), {labels[0], {"mark", "durable"}});
+  out.gauge("tidemark_log_lsn", "Last LSN", n(stats.indexed_lsn.value()), {labels[0], {"mark", "indexed"}});
+  out.gauge("tidemark_log_segments", "Segments of the log", n(stats.segments), labels);
+  out.gauge("tidemark_log_segments_reserved", "Formatted segments in reserve", n(stats.segments_reserved), labels);
+  out.gauge("tidemark_log_segment_bytes", "Size of a segment", n(stats.segment_size), labels);
+  out.gauge("tidemark_index_lag_bytes", "Log that the index has yet to apply", n(stats.index_lag_bytes), labels);
+  out.gauge("tidemark_index_disk_bytes", "The index on disk", n(stats.index.disk_bytes), labels);
+  out.gauge("tidemark_memory_bytes", "Memory by purpose", n(stats.index.memory_bytes), {labels[0], {"purpose", "index"}});
+  out.gauge("tidemark_memory_bytes", "Memory by purpose", n(limits::kCommitBuffers * limits::kCommitSizeMax), {labels[0], {"purpose", "commit_buffers_limit"}});
+  out.gauge("tidemark_space_bytes", "The file system of the data directory", n(stats.space.total), {labels[0], {"what", "total"}});
+  out.gauge("tidemark_space_bytes", "The file system of the data directory", n(stats.space.available), {labels[0], {"what", "available"}});
+  out.counter("tidemark_damaged_reads_total", "Reads that found damage", n(stats.damaged_reads), labels);
+}
+
+}  // namespace
+
+std::string metrics_text(Node& node) {
+  Families out;
+  out.gauge("tidemark_build_info", "1; the version is a label", 1, {{"version", TIDEMARK_VERSION}});
+  out.gauge("tidemark_uptime_seconds", "Since the server started", static_cast<double>(node.clock.wall_us() - node.started_us) / 1e6);
+  out.gauge("tidemark_sessions_limit", "How many connections may be there at a time", node.sessions.limit());
+  out.gauge("tidemark_sessions_taken", "How many are", node.sessions.taken());
+  out.gauge("tidemark_worker_queue", "Jobs that wait for a worker", static_cast<double>(node.workers.queued()));
+  std::array<std::uint64_t, static_cast<std::size_t>(Refusal::kCount)> refused{};
+  std::array<std::uint64_t, kCodes> errors{};
+  LatencyHistogram ack;
+  for (const auto& shard : node.shards) {
+    const auto s = shard->call([shard = shard.get()] { return sample(*shard); });
+    if (!s) continue;  // the scrape shows the others; an absent shard is what an alert looks for
+    add_shard(out, *shard, *s);
+    for (std::size_t i = 0; i < s->hosts.size(); ++i) add_partition(out, *shard->hosts()[i], s->hosts[i]);
+    for (std::size_t i = 0; i < refused.size(); ++i) refused[i] += s->counters.refused[i];
+    for (std::size_t i = 0; i < errors.size(); ++i) errors[i] += s->counters.session_errors[i];
+    ack.add(s->counters.ack);
+  }
+  for (std::size_t i = 0; i < refused.size(); ++i)
+    out.counter("tidemark_refused_total", "Connections that were not let in, by reason", static_cast<double>(refused[i]), {{"reason", kRefusalNames[i]}});
+  for (std::size_t i = 1; i < errors.size(); ++i)
+    out.counter("tidemark_session_errors_total", "Connections that the server ended with an error, by its code", static_cast<double>(errors[i]),
+                {{"code", std::string(to_string(static_cast<Code>(i)))}});
+  out.histogram("tidemark_ack_seconds", "From an epoch's commit received to its being durable", ack);
+  return out.text();
+}
+
+}  // namespace tidemark::server
