@@ -142,7 +142,10 @@ struct Recovered {
 
 inline Result<Recovered> recover(SimDisk& disk, LogMark mark = {}) {
   Recovered recovered;
-  RecoveryOptions options{kPartition, kSalt, mark};
+  RecoveryOptions options;
+  options.partition = kPartition;
+  options.salt = kSalt;
+  options.mark = mark;
   auto result = recover_log(disk.files(), kDirectory, options, [&](CommitInfo&& commit) -> Status {
     recovered.commits.push_back(std::move(commit));
     return {};

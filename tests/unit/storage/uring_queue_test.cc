@@ -146,11 +146,13 @@ TEST_F(UringQueueTest, TheLogOnRealFilesIsRecoveredAsItWasReported) {
   constexpr std::uint32_t kSalt = 99;
   const auto recover = [&] {
     replayed.clear();
-    auto result =
-        recover_log(system_files(), log_directory, {kPartition, kSalt, {}}, [&](CommitInfo&& commit) -> Status {
-          replayed.push_back(std::move(commit));
-          return {};
-        });
+    RecoveryOptions options;
+    options.partition = kPartition;
+    options.salt = kSalt;
+    auto result = recover_log(system_files(), log_directory, options, [&](CommitInfo&& commit) -> Status {
+      replayed.push_back(std::move(commit));
+      return {};
+    });
     ASSERT_TRUE(result) << result.error().message();
     recovered = std::move(*result);
   };
