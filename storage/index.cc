@@ -301,6 +301,19 @@ std::vector<SegmentId> Index::unreferenced_segments() const {
   return segments;
 }
 
+bool Index::knows_segment(SegmentId segment) const {
+  const std::shared_lock lock(impl_->mutex);
+  return impl_->live.contains(segment);
+}
+
+std::optional<SegmentId> Index::oldest_segment_but(const std::vector<SegmentId>& these) const {
+  const std::shared_lock lock(impl_->mutex);
+  for (const auto& [segment, references] : impl_->live) {
+    if (std::find(these.begin(), these.end(), segment) == these.end()) return segment;
+  }
+  return std::nullopt;
+}
+
 Status Index::forget_segment(SegmentId segment) {
   const rocksdb::Status status = impl_->db->Delete(write_options(), slice(keys::live(segment)));
   if (!status.ok()) return impl_->error(status, "forget a segment");

@@ -66,6 +66,9 @@ class Index {
   // All of them or none, as far as readers and the mark can tell. Commits that do not follow the mark, or name what no
   // record before them tells of, are Code::corrupt. After a failure the same commits may be applied again.
   Status apply(std::span<const CommitInfo> commits);
+  // For a rebuild from a log of which segments were given back: LSNs may be missing between segments, and records of
+  // these machines are passed over, but for those of their removal.
+  void expect_gaps(std::vector<MachineId> removed);
   Status flush();  // what was applied is durable when it returns well
   // After an error of apply() or flush(): asks RocksDB to go on (its own background work stopped with it).
   Status resume();
@@ -91,6 +94,9 @@ class Index {
   Result<std::uint64_t> live_references(SegmentId segment) const;
   // Segments wholly below the persisted mark that nothing refers to any more, in order.
   std::vector<SegmentId> unreferenced_segments() const;
+  bool knows_segment(SegmentId segment) const;  // a commit in it was applied, and it was not forgotten since
+  // The oldest segment with a commit in it that is none of these; nullopt: there is none.
+  std::optional<SegmentId> oldest_segment_but(const std::vector<SegmentId>& these) const;
   Status forget_segment(SegmentId segment);  // it was given back: its count goes
   struct Usage {
     std::uint64_t deltas = 0;  // estimated keys

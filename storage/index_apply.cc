@@ -31,7 +31,8 @@ class Applier {
 
   Status apply(std::span<const CommitInfo> commits) {
     for (const CommitInfo& commit : commits) {
-      if (mark_.segment != SegmentId() && commit.first_lsn != mark_.lsn.next()) {
+      const bool gap = index_.gaps && commit.segment != mark_.segment && commit.first_lsn > mark_.lsn;
+      if (mark_.segment != SegmentId() && commit.first_lsn != mark_.lsn.next() && !gap) {
         return fail(Code::corrupt, index_.directory,
                     "a commit with LSN " + std::to_string(commit.first_lsn.value()) +
                         " does not follow the index's mark " + std::to_string(mark_.lsn.value()));
@@ -49,6 +50,7 @@ class Applier {
  private:
   Status apply(const CommitInfo& commit, const RecordInfo& record) {
     if (record.type == RecordType::machine) return machine(commit, record);
+    if (passed_over(record.machine)) return {};
     IndexedMachine* machine = staged(record.machine);
     if (machine == nullptr) {
       return inconsistent(record,
@@ -68,6 +70,7 @@ class Applier {
 
   Status machine(const CommitInfo& commit, const RecordInfo& record) {
     auto content = TIDEMARK_TRY(parse_record<pb::MachineRecord>(record));
+    if (!content.removed() && passed_over(record.machine)) return {};
     IndexedMachine* known = staged(record.machine);
     if (known != nullptr && known->record->removed()) return {};
     IndexedMachine& machine = known != nullptr ? *known : machines_[record.machine];
@@ -76,6 +79,10 @@ class Applier {
     if (machine.record->removed()) TIDEMARK_TRY(remove(record.machine, machine));
     count(machine, record.machine, commit.segment);
     return {};
+  }
+
+  bool passed_over(const MachineId& machine) const {
+    return index_.gaps && std::binary_search(index_.gaps->begin(), index_.gaps->end(), machine);
   }
 
   Status begin(IndexedMachine& machine, const RecordInfo& record) {
@@ -504,6 +511,11 @@ class Applier {
 };
 
 }  // namespace
+
+void Index::expect_gaps(std::vector<MachineId> removed) {
+  std::sort(removed.begin(), removed.end());
+  impl_->gaps = std::move(removed);
+}
 
 Status Index::apply(std::span<const CommitInfo> commits) {
   if (commits.empty()) return {};

@@ -38,6 +38,7 @@ struct IndexedMachine {
 struct Index::Impl {
   std::string directory;
   std::unique_ptr<rocksdb::DB> db;
+  std::optional<std::vector<MachineId>> gaps;  // expect_gaps(), sorted
 
   // Guards what follows. Changed by apply() and flush() only, after RocksDB has taken the same change.
   mutable std::shared_mutex mutex;

@@ -132,17 +132,57 @@ void Partition::Impl::note_counters() {
 void Partition::Impl::housekeeping() {
   refresh_space();
   if (keeper->stats().error) keeper->retry();
+  std::vector<SegmentId> free;
   for (const SegmentId segment : index().unreferenced_segments()) {
-    if (!context->pins.may_release(segment)) continue;
-    context->segments.forget(segment);
-    if (const auto forgotten = index().forget_segment(segment); !forgotten) {
-      spdlog::warn("event=segment_not_released path={} segment={} error=\"{}\"", directory, segment.value(),
-                   forgotten.error().message());
-      return;  // tried again at the next turn
-    }
-    keeper->recycle(segment);
-    context->pins.released(segment);
+    if (context->pins.may_release(segment)) free.push_back(segment);
   }
+  if (free.empty() || !released) return;
+  if (const auto given_back = release(free); !given_back && !release_failed) {
+    release_failed = true;  // said once, tried again at every turn
+    spdlog::warn("event=segments_not_released path={} error=\"{}\"", directory, given_back.error().message());
+  }
+}
+
+// First it is written down, for a rebuild of the index; then the index forgets; then the file goes. A crash in between
+// is made good at the next start.
+Status Partition::Impl::release(const std::vector<SegmentId>& segments) {
+  const auto header_of = [&](SegmentId segment) -> Result<SegmentHeader> {
+    const auto file = TIDEMARK_TRY(context->segments.open(segment));
+    AlignedBuffer block(limits::kIoAlignment);
+    const std::size_t size = TIDEMARK_TRY(file->read_at(0, block.span()));
+    return parse_segment_header(block.span().first(size), id, salt, segment);
+  };
+  Released next = *released;
+  const auto told = [&](SegmentId segment) {
+    return segment < next.begin || std::any_of(
+                                       next.segments.begin(), next.segments.end(),
+                                       [&](const auto& header) { return header.segment == segment.value(); });
+  };
+  for (const SegmentId segment : segments) {
+    // Told already: a crash came before the index had forgotten it for good.
+    if (!told(segment)) next.segments.push_back(TIDEMARK_TRY(header_of(segment)));
+  }
+  // What stands before the oldest that stays need not be told one by one.
+  if (const auto oldest = index().oldest_segment_but(segments)) {
+    const SegmentHeader header = TIDEMARK_TRY(header_of(*oldest));
+    next.begin = *oldest;
+    next.begin_lsn = Lsn(header.first_lsn);
+    std::erase_if(next.segments, [&](const SegmentHeader& gone) { return gone.segment < oldest->value(); });
+  }
+  next.removed.clear();
+  for (const pb::MachineRecord& record : index().machines()) {
+    if (record.removed()) next.removed.push_back(TIDEMARK_TRY(machine_from_bytes(record.machine())));
+  }
+  TIDEMARK_TRY(write_released(files, directory, next));
+  released = std::move(next);
+  for (const SegmentId segment : segments) {
+    TIDEMARK_TRY(index().forget_segment(segment));
+    context->segments.forget(segment);
+    context->pins.released(segment);
+    if (TIDEMARK_TRY(files.exists(segment_path(directory + "/log", segment)))) keeper->recycle(segment);
+  }
+  release_failed = false;
+  return {};
 }
 
 // --- Partition, on the shard's thread ---

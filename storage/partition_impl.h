@@ -14,6 +14,7 @@
 #include "storage/disk_reader.h"
 #include "storage/indexer.h"
 #include "storage/partition.h"
+#include "storage/released.h"
 #include "storage/segment_keeper.h"
 #include "storage/superblock.h"
 
@@ -43,6 +44,7 @@ struct Partition::Impl final : Log::Listener, Catalog::Visitor {
   // On the indexer's thread.
   void housekeeping();
   void refresh_space();
+  Status release(const std::vector<SegmentId>& segments);
 
   // Waits until everything durable by now is in the index.
   Status wait_indexed(std::chrono::milliseconds timeout);
@@ -57,6 +59,12 @@ struct Partition::Impl final : Log::Listener, Catalog::Visitor {
   std::unique_ptr<SegmentKeeper> keeper;
   std::unique_ptr<Log> log;
   std::unique_ptr<Indexer> indexer;
+
+  // Of the indexer's thread.
+  std::optional<Released> released;  // absent: the file is damaged, and nothing more is given back
+  bool release_failed = false;
+  PartitionId id;
+  std::uint32_t salt = 0;
 
   // Of the shard's thread.
   Catalog catalog;

@@ -22,13 +22,11 @@ class Replay {
   explicit Replay(Index& index) : index_(index) {}
 
   Status take(CommitInfo&& commit) {
-    if (!first_lsn_) first_lsn_ = commit.first_lsn;
     bytes_ += commit.size;
     held_.push_back(std::move(commit));
     return bytes_ > kHeldBack + kReplayBatch ? apply(kHeldBack) : Status();
   }
   Status finish() { return apply(0); }
-  std::optional<Lsn> first_lsn() const { return first_lsn_; }
 
  private:
   Status apply(std::uint64_t keep) {
@@ -44,7 +42,6 @@ class Replay {
   Index& index_;
   std::deque<CommitInfo> held_;
   std::uint64_t bytes_ = 0;
-  std::optional<Lsn> first_lsn_;
 };
 
 std::string parent_of(const std::string& path) {
@@ -108,11 +105,27 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
   const std::string log_directory = directory + "/log";
   auto impl = std::make_unique<Impl>(files, directory, options, queue, listener);
   impl->context = std::make_shared<ReadContext>(std::move(*index), files, log_directory);
+  impl->id = id;
+  impl->salt = superblock.salt;
   const LogMark mark = impl->index().mark();
+  RecoveryOptions recovery_options{.partition = id, .salt = superblock.salt, .mark = mark, .begin = {}, .released = {}};
+  auto released = read_released(files, directory);
+  const bool from_the_begin = mark.segment == SegmentId();
+  if (released) {
+    if (from_the_begin && !released->empty()) {
+      recovery_options.begin = released->begin;
+      recovery_options.released = released->segments;
+      impl->index().expect_gaps(released->removed);
+    }
+    impl->released = std::move(*released);
+  } else {
+    if (from_the_begin) return std::unexpected(std::move(released).error());
+    // Only a rebuild needs it. Until it is restored no segment is given back.
+    spdlog::error("event=released_damaged path={} error=\"{}\"", directory, released.error().message());
+  }
   Replay replay(impl->index());
-  opened.recovery =
-      TIDEMARK_TRY(recover_log(files, log_directory, {.partition = id, .salt = superblock.salt, .mark = mark},
-                               [&](CommitInfo&& commit) { return replay.take(std::move(commit)); }));
+  opened.recovery = TIDEMARK_TRY(recover_log(files, log_directory, recovery_options,
+                                             [&](CommitInfo&& commit) { return replay.take(std::move(commit)); }));
   RecoveryResult& recovery = opened.recovery;
   if (recovery.tail.last_lsn < mark.lsn) {
     return fail(Code::corrupt, directory,
@@ -120,12 +133,13 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                             recovery.tail.last_lsn.value()),
                 "the log is older than the index: restore both from the same moment");
   }
-  if (mark.segment == SegmentId() && replay.first_lsn()) {
-    if (*replay.first_lsn() != Lsn(1)) {
-      return fail(Code::corrupt, index_directory,
-                  fmt::format("the index is lost, and the log begins with LSN {}: what was before cannot be rebuilt",
-                              replay.first_lsn()->value()),
-                  "restore the data directory from a copy; nothing of the log was changed");
+  if (from_the_begin && recovery.commits != 0) {
+    if (recovery.walked_from != impl->released->begin_lsn) {
+      return fail(
+          Code::corrupt, index_directory,
+          fmt::format("the index is lost, and the log begins with LSN {} instead of {}: what was before is missing",
+                      recovery.walked_from.value(), impl->released->begin_lsn.value()),
+          "restore the data directory from a copy; nothing of the log was changed");
     }
     // One that is there and empty was made shortly before a crash: nothing out of the ordinary.
     if (opened.index_rebuilt.empty() && !index_existed) opened.index_rebuilt = "it was missing";
@@ -160,12 +174,10 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                                                           .live = recovery.segments,
                                                           .background = options.background}));
   impl->keeper->set_notice([state = impl.get()] { state->segment_ready.store(true, std::memory_order_release); });
-  // Given back in an earlier life, but a crash came before the file was gone.
+  // Given back in an earlier life, but a crash came before the file was gone; or superseded, and never of the index.
   const SegmentId persisted = impl->index().persisted_mark().segment;
   for (const SegmentId segment : recovery.segments) {
-    if (segment >= persisted || TIDEMARK_TRY(impl->index().live_references(segment)) != 0) continue;
-    TIDEMARK_TRY(impl->index().forget_segment(segment));
-    impl->keeper->recycle(segment);
+    if (segment < persisted && !impl->index().knows_segment(segment)) impl->keeper->recycle(segment);
   }
   impl->log = std::make_unique<Log>(LogOptions{.partition = id,
                                                .salt = superblock.salt,

@@ -62,6 +62,7 @@ class Recovery {
   Result<RecoveryResult> run() {
     TIDEMARK_TRY(find_segments());
     TIDEMARK_TRY(find_chain());
+    result_.walked_from = position_.next_lsn;
     TIDEMARK_TRY(walk());
     TIDEMARK_TRY(look_beyond());
     TIDEMARK_TRY(decide());
@@ -106,7 +107,14 @@ class Recovery {
     return {};
   }
 
+  const SegmentHeader* released(SegmentId id) const {
+    for (const SegmentHeader& header : options_.released)
+      if (header.segment == id.value()) return &header;
+    return nullptr;
+  }
+
   const SegmentHeader* header_of(SegmentId id) const {
+    if (const SegmentHeader* const header = released(id)) return header;  // its file may still be there, or reused
     const auto found = found_.find(id);
     return found != found_.end() && found->second ? &*found->second : nullptr;
   }
@@ -142,7 +150,8 @@ class Recovery {
       if (mark.segment.value() != 0 && before < mark.segment)
         return corrupt(mark.segment, "is where the index has come to (LSN " + std::to_string(mark.lsn.value()) +
                                          "), but the log does not lead there: index and log are not of the same age");
-      if (before.value() == 0 || (mark.segment.value() == 0 && found_.begin()->first == id)) {
+      const bool oldest = options_.begin.value() != 0 ? id == options_.begin : found_.begin()->first == id && !next;
+      if (before.value() == 0 || (mark.segment.value() == 0 && oldest)) {
         // The first there is. Nothing was applied, so nothing can have been recycled; or the index is being rebuilt.
         position_ = {id, limits::kIoAlignment, Lsn(at->first_lsn), at->predecessor_checksum};
         return {};
@@ -187,6 +196,10 @@ class Recovery {
       } else if (position_.next_lsn.value() < header.first_lsn) {
         return corrupt(id,
                        "begins with LSN " + std::to_string(header.first_lsn) + ", beyond where the index has come to");
+      }
+      if (released(id) != nullptr && after != nullptr) {
+        position_ = {id, after->predecessor_end, Lsn(after->first_lsn), after->predecessor_checksum};
+        continue;
       }
       TIDEMARK_TRY(window_.open(files_, path_of(id)));
       const std::uint64_t end = after != nullptr ? after->predecessor_end : window_.size();

@@ -42,12 +42,17 @@ struct RecoveryResult {
   std::uint64_t torn_bytes = 0;       // dropped above D, as far as headers tell
   std::vector<SegmentId> segments;    // that belong to the log, in order, from the oldest file there is
   std::vector<DamagedBlock> damaged;  // at or below D, at most 1024 listed
+  Lsn walked_from;                    // the LSN that was looked for first: the mark's next, or where the log begins
 };
 
 struct RecoveryOptions {
   PartitionId partition;
   std::uint32_t salt = 0;
   LogMark mark;
+  // For a walk from the log's begin: where that is (0: the oldest file there is), and the headers of segments that were
+  // given back since, by id: the chain leads through them, what they held is passed over.
+  SegmentId begin;
+  std::vector<SegmentHeader> released;
 };
 
 // `sink` gets every commit after the mark in order; an error of it ends recovery. Blocking; reads each byte once.

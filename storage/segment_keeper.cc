@@ -56,7 +56,7 @@ class Keeper final : public SegmentKeeper {
 
   std::shared_ptr<Segment> take() override {
     if (!options_.background)
-      while (!on_deck() && step()) {
+      while (!on_deck() && work_once()) {
       }
     std::shared_ptr<Segment> segment;
     {
@@ -84,7 +84,12 @@ class Keeper final : public SegmentKeeper {
   }
 
   bool step() override {
-    TIDEMARK_CHECK(!options_.background || std::this_thread::get_id() == thread_.get_id());
+    TIDEMARK_CHECK(!options_.background);
+    return work_once();
+  }
+
+  // On the keeper's thread, or without one in the caller.
+  bool work_once() {
     std::unique_lock lock(mutex_);
     const Work work = next_work();
     if (work == Work::none) return false;
@@ -286,7 +291,7 @@ class Keeper final : public SegmentKeeper {
     // Refused only without the right to be nicer, which nobody lacks; it is a courtesy, not a condition.
     (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);
     while (!stop_) {
-      if (step()) continue;
+      if (work_once()) continue;
       std::unique_lock lock(mutex_);
       work_.wait(lock, [this] { return stop_ || next_work() != Work::none; });
     }

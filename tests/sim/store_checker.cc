@@ -1,0 +1,533 @@
+#include "tests/sim/store_checker.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "storage/log_format.h"
+#include "storage/segment_keeper.h"
+
+namespace tidemark::sim {
+
+using storage::hash_from_bytes;
+using storage::hash_to_bytes;
+using storage::MachineState;
+
+namespace {
+
+constexpr std::size_t kPayloadMax = 120 << 10;
+constexpr std::chrono::milliseconds kNoWait{0};
+
+MachineId machine_id(std::uint32_t number) {
+  std::array<std::byte, 16> bytes{};
+  std::memcpy(bytes.data(), &number, sizeof number);
+  bytes[15] = std::byte{0x77};
+  return MachineId(bytes);
+}
+
+std::uint64_t random_disk_size(Random& random) {
+  const std::uint64_t granules = 1 + random.below(700);
+  return granules * limits::kGranuleSize - (random.chance(0.3) ? 512 * random.below(8) : 0);
+}
+
+}  // namespace
+
+StoreChecker::StoreChecker(std::uint64_t seed, storage::PartitionOptions options)
+    : random_(seed), rig_(seed ^ 0x5deece66d, std::move(options)) {
+  if (const auto created = rig_.create(); !created) fail("create: " + created.error().message());
+}
+
+void StoreChecker::fail(std::string what) {
+  if (!run_.failure) run_.failure = std::move(what);
+}
+
+ModelMachine* StoreChecker::any_machine() {
+  std::vector<ModelMachine*> usable;
+  for (auto& [number, machine] : machines_) {
+    if (!machine.removing) usable.push_back(&machine);
+  }
+  return usable.empty() ? nullptr : usable[random_.below(usable.size())];
+}
+
+// Refused because of what the simulated disk does: no effect, no failure. Anything else the model did not expect.
+void StoreChecker::check_status(const Status& status, const char* doing) {
+  if (status) return;
+  switch (status.error().code) {
+    case Code::busy:
+    case Code::no_space:
+    case Code::io: return;
+    default:
+      if (!rig_.store().stopped()) fail(fmt::format("{}: {}", doing, status.error().message()));
+  }
+}
+
+void StoreChecker::add_machine() {
+  const std::uint32_t number = next_machine_++;
+  storage::pb::MachineRecord record;
+  const MachineId id = machine_id(number);
+  record.set_machine(storage::machine_to_bytes(id));
+  record.set_name(fmt::format("m{}", number));
+  const auto put = rig_.store().put_machine(record, [this, number](const Status& status) {
+    const auto found = machines_.find(number);
+    if (status && found != machines_.end()) found->second.record_acked = true;
+  });
+  check_status(put, "put_machine");
+  if (!put) return;
+  machines_[number].id = id;
+  machines_[number].name = record.name();
+}
+
+void StoreChecker::open_disk(ModelMachine& machine) {
+  storage::pb::DiskRecord disk;
+  const auto number = static_cast<std::uint32_t>(random_.below(std::min<std::size_t>(machine.disks.size() + 1, 3)));
+  disk.set_identity(fmt::format("disk{}", number));
+  disk.set_name(disk.identity());
+  disk.set_size(random_disk_size(random_));
+  const auto opened = rig_.store().open_disk(machine.id, disk);
+  check_status(opened ? Status() : Status(std::unexpected(opened.error())), "open_disk");
+  if (!opened) return;
+  if (opened->disk() != number) fail("a disk got the number of another");
+  machine.disks[number] = disk.size();
+}
+
+void StoreChecker::begin(ModelMachine& machine, std::uint32_t kind) {
+  if (machine.open || machine.disks.empty()) return;
+  storage::pb::EpochBeginRecord begin;
+  const MachineState* state = rig_.store().find(machine.id);
+  if (state == nullptr) return fail("a machine is not known any more");
+  begin.set_number(state->next_epoch.value() + random_.below(3));
+  begin.set_kind(kind);
+  auto content = std::make_shared<Content>(*machine.newest());
+  for (const auto& [disk, size] : machine.disks) {
+    storage::pb::DiskSizeRecord* stated = begin.add_disks();
+    stated->set_disk(disk);
+    stated->set_size(size);
+    (*content)[disk].resize(size);
+  }
+  const auto begun = rig_.store().begin_epoch(machine.id, begin);
+  check_status(begun, "begin_epoch");
+  if (!begun) return;
+  machine.open =
+      OpenEpoch{.number = begin.number(), .kind = kind, .sent = {{.blocks = 0, .sum = {}, .content = content}}};
+}
+
+void StoreChecker::blocks(ModelMachine& machine) {
+  if (!machine.open) return;
+  OpenEpoch& open = *machine.open;
+  auto content = std::make_shared<Content>(open.content());
+  auto disk = content->begin();
+  std::advance(disk, random_.below(content->size()));
+  std::vector<Token>& granules = disk->second.granules;
+  wire::BlockEncoder encoder(machine.id, random_.chance(0.7) ? 1 : 0);
+  encoder.start(DiskId(disk->first), EpochNumber(open.number));
+  std::vector<std::byte> plain;
+  for (std::uint64_t runs = 1 + random_.below(8); runs > 0 && encoder.payload().size() < kPayloadMax - 70'000; --runs) {
+    const std::uint64_t first = random_.below(granules.size());
+    if (random_.chance(0.2)) {
+      const std::uint64_t rest = granules.size() - first;
+      const std::uint64_t count = 1 + random_.below(random_.chance(0.3) ? rest : std::min<std::uint64_t>(rest, 30));
+      encoder.add_zeroes(first, count);
+      std::fill_n(granules.begin() + static_cast<std::ptrdiff_t>(first), count, Token{0});
+      continue;
+    }
+    const std::uint64_t region_end = (first / limits::kRegionGranules + 1) * limits::kRegionGranules;
+    const std::uint64_t end =
+        std::min<std::uint64_t>({first + 1 + random_.below(limits::kBlockGranulesMax), granules.size(), region_end});
+    plain.resize((end - first) * limits::kGranuleSize);
+    const bool compressible = random_.chance(0.5);
+    for (std::uint64_t granule = first; granule < end; ++granule) {
+      const Token token = random_.chance(0.05) ? 0 : (random_.next() & ~Token{1}) | (compressible ? 1 : 0);
+      granules[granule] = token;
+      granule_of(token, std::span(plain).subspan((granule - first) * limits::kGranuleSize, limits::kGranuleSize));
+    }
+    encoder.add(first, plain);
+  }
+  const wire::BlocksSummary summary = encoder.summary();
+  const auto payload = encoder.take();
+  const auto appended = rig_.store().append_blocks(machine.id, DiskId(disk->first), payload);
+  check_status(appended, "append_blocks");
+  if (!appended) return;
+  Hash128 sum = open.sent.back().sum;
+  sum += summary.sum;
+  open.sent.push_back({.blocks = open.sent.back().blocks + summary.blocks, .sum = sum, .content = std::move(content)});
+}
+
+void StoreChecker::commit(ModelMachine& machine) {
+  if (!machine.open) return;
+  storage::pb::EpochCommitRecord record;
+  const Hash128 digest{random_.next(), random_.next()};
+  record.set_number(machine.open->number);
+  record.set_time_us(rig_.clock().wall_us());
+  record.set_consistency(random_.chance(0.2) ? 1 : 2);
+  record.set_blocks(machine.open->sent.back().blocks);
+  record.set_digest(hash_to_bytes(digest));
+  // Before the call: the planted bug acknowledges inside it.
+  machine.pending.push_back({.epoch = *machine.open, .digest = digest});
+  const auto committed = rig_.store().commit_epoch(machine.id, record);
+  check_status(committed, "commit_epoch");
+  if (committed) {
+    machine.open.reset();
+  } else {
+    machine.pending.pop_back();
+  }
+}
+
+void StoreChecker::abort(ModelMachine& machine) {
+  if (!machine.open) return;
+  storage::pb::EpochAbortRecord record;
+  record.set_number(machine.open->number);
+  const auto aborted = rig_.store().abort_epoch(machine.id, record);
+  check_status(aborted, "abort_epoch");
+  if (aborted) machine.open.reset();
+}
+
+void StoreChecker::rename(ModelMachine& machine) {
+  const MachineState* state = rig_.store().find(machine.id);
+  if (state == nullptr) return fail("a machine is not known any more");
+  storage::pb::MachineRecord record = state->record;
+  record.set_name(fmt::format("{}r{}", machine.name.substr(0, machine.name.find('r')), random_.below(100)));
+  check_status(rig_.store().put_machine(record, {}), "rename");
+}
+
+void StoreChecker::remove(ModelMachine& machine) {
+  const MachineState* state = rig_.store().find(machine.id);
+  if (state == nullptr) return fail("a machine is not known any more");
+  storage::pb::MachineRecord record = state->record;
+  record.set_removed(true);
+  const auto put = rig_.store().put_machine(record, [this, id = machine.id](const Status& status) {
+    for (auto& [number, known] : machines_) {
+      if (status && known.id == id) known.removed_acked = true;
+    }
+  });
+  check_status(put, "remove");
+  if (put) machine.removing = true;
+}
+
+void StoreChecker::pump(bool all) { rig_.pump(all && !rig_.disk().powered_off()); }
+
+void StoreChecker::idle() {
+  rig_.store().on_idle();
+  rig_.pump(false);
+}
+
+void StoreChecker::take_acks() {
+  for (const StoreRig::Ack& ack : rig_.take_acks()) {
+    ModelMachine* machine = nullptr;
+    for (auto& [number, known] : machines_) {
+      if (known.id == ack.machine) machine = &known;
+    }
+    if (machine == nullptr) {
+      fail("an epoch of an unknown machine is acknowledged");
+      return;
+    }
+    if (machine->removing) continue;
+    if (machine->pending.empty() || machine->pending.front().epoch.number != ack.epoch.value() ||
+        machine->pending.front().digest != ack.digest) {
+      fail(fmt::format("epoch {} of {} is acknowledged out of turn", ack.epoch.value(), machine->name));
+      return;
+    }
+    const MachineState* state = rig_.store().find(machine->id);
+    machine->acked[ack.epoch.value()] = {
+        .content = machine->pending.front().epoch.sent.back().content, .digest = ack.digest, .lsn = state->durable_lsn};
+    machine->pending.pop_front();
+    ++run_.epochs_acked;
+  }
+}
+
+void StoreChecker::settle() {
+  if (failed() || !rig_.running()) return;
+  take_acks();
+  if (rig_.disk().powered_off()) {
+    end(End::power_cut);
+    start();
+  } else if (rig_.stopped()) {
+    // Nothing can be appended any more: restart, as an operator would after mending the disk.
+    rig_.disk().set_faults({});
+    end(random_.chance(0.5) ? End::kill : End::power_cut);
+    start();
+  }
+}
+
+void StoreChecker::end(End how) {
+  if (failed()) return;
+  rig_.disk().set_faults({});
+  switch (how) {
+    case End::power_cut:
+      ++run_.crashes;
+      take_acks();
+      rig_.cut_power();
+      break;
+    case End::kill:
+      ++run_.crashes;
+      take_acks();
+      rig_.kill();
+      break;
+    case End::close: {
+      const auto closed = rig_.close();
+      if (!closed && !rig_.disk().powered_off() && closed.error().code != Code::no_space && !lied_) {
+        fail("close: " + closed.error().message());
+      }
+      // Closing acknowledges as well.
+      for (const StoreRig::Ack& ack : rig_.take_acks()) {
+        for (auto& [number, machine] : machines_) {
+          if (machine.id != ack.machine || machine.removing || machine.pending.empty()) continue;
+          machine.acked[ack.epoch.value()] = {
+              .content = machine.pending.front().epoch.sent.back().content, .digest = ack.digest, .lsn = Lsn()};
+          machine.pending.pop_front();
+          ++run_.epochs_acked;
+        }
+      }
+      break;
+    }
+  }
+}
+
+void StoreChecker::start() {
+  for (int attempt = 0; !failed(); ++attempt) {
+    const auto opened = rig_.open();
+    if (opened) break;
+    if (rig_.disk().powered_off()) {  // the cut that was set came during recovery
+      ++run_.crashes;
+      rig_.cut_power();
+    } else if (opened.error().code == Code::no_space && attempt < 3) {
+      rig_.disk().set_capacity(1_GiB);
+    } else if (lied_ && opened.error().code == Code::corrupt) {
+      ++run_.damage_found;
+      return;
+    } else {
+      return fail("open: " + opened.error().message());
+    }
+  }
+  std::vector<std::uint32_t> dropped;
+  for (auto& [number, machine] : machines_) {
+    if (failed()) return;
+    bool drop = false;
+    compare_after_start(machine, drop);
+    if (drop) dropped.push_back(number);
+  }
+  for (const std::uint32_t number : dropped) machines_.erase(number);
+  settle();
+}
+
+void StoreChecker::compare_after_start(ModelMachine& machine, bool& drop) {
+  const MachineState* state = rig_.store().find(machine.id);
+  const Lsn proven = rig_.opened().recovery.durable_lsn;
+  if (machine.removing) {
+    if (state == nullptr || machine.removed_acked) {
+      if (state != nullptr && !lied_) fail(machine.name + " was removed and is back");
+      drop = true;
+      return;
+    }
+    // The record of its removal was not durable. What it had then is not followed any further.
+    machine.removing = false;
+  }
+  if (state == nullptr) {
+    drop = true;
+    if (machine.record_acked && !lied_) fail(machine.name + " was acknowledged and is lost");
+    return;
+  }
+  machine.record_acked = true;
+  machine.disks.clear();
+  for (const auto& disk : state->record.disks()) machine.disks[disk.disk()] = disk.size();
+
+  const auto listed = rig_.store().epochs(machine.id, 0, true, kNoWait);
+  if (!listed) return fail("epochs: " + listed.error().message());
+  std::map<std::uint64_t, Hash128> stored;
+  for (const auto& entry : *listed) stored[entry.number()] = hash_from_bytes(entry.digest());
+  for (auto acked = machine.acked.begin(); acked != machine.acked.end();) {
+    const auto found = stored.find(acked->first);
+    if (found != stored.end() && found->second == acked->second.digest) {
+      stored.erase(found);
+      ++acked;
+    } else if (lied_ && acked->second.lsn > proven) {
+      acked = machine.acked.erase(acked);  // beyond what the disk ever claimed: it lied about the very last writes
+    } else {
+      return fail(fmt::format("epoch {} of {} was acknowledged and is lost", acked->first, machine.name));
+    }
+  }
+  // What was not acknowledged is there in order, or not at all.
+  for (const auto& [number, digest] : stored) {
+    if (machine.pending.empty() || machine.pending.front().epoch.number != number ||
+        machine.pending.front().digest != digest) {
+      return fail(fmt::format("{} has epoch {}, which was never committed, or not next", machine.name, number));
+    }
+    machine.acked[number] = {
+        .content = machine.pending.front().epoch.sent.back().content, .digest = digest, .lsn = state->durable_lsn};
+    machine.pending.pop_front();
+  }
+  const std::uint64_t newest = machine.acked.empty() ? 0 : machine.acked.rbegin()->first;
+  if (state->durable_epoch.value() != newest ||
+      (newest != 0 && state->durable_digest != machine.acked.rbegin()->second.digest)) {
+    return fail(fmt::format("{} says that its durable epoch is {}, and it is {}", machine.name,
+                            state->durable_epoch.value(), newest));
+  }
+  if (state->next_epoch.value() <= newest) return fail(machine.name + " would take an epoch's number twice");
+  continue_open(machine, *state);
+}
+
+void StoreChecker::continue_open(ModelMachine& machine, const MachineState& state) {
+  std::optional<OpenEpoch> before;
+  if (state.open_epoch) {
+    const auto number = state.open_epoch->number();
+    for (const PendingEpoch& pending : machine.pending) {
+      if (pending.epoch.number == number) before = pending.epoch;
+    }
+    if (machine.open && machine.open->number == number) before = machine.open;
+  }
+  machine.pending.clear();
+  machine.open.reset();
+  if (!state.open_epoch) return;
+  const storage::pb::OpenEpochEntry open = *state.open_epoch;
+  if (before) {
+    const Hash128 sum = hash_from_bytes(open.sum());
+    std::erase_if(before->sent, [&](const Sent& sent) { return sent.blocks > open.blocks(); });
+    if (before->sent.empty() || before->sent.back().blocks != open.blocks() || before->sent.back().sum != sum) {
+      return fail(fmt::format("the open epoch {} of {} has {} blocks, and never had", open.number(), machine.name,
+                              open.blocks()));
+    }
+  }
+  // One that the model does not know was aborted, and the abort was not durable.
+  if (before && open.kind() == storage::kInitialEpoch && random_.chance(0.7)) {
+    storage::pb::EpochBeginRecord again;
+    again.set_number(open.number());
+    again.set_kind(open.kind());
+    *again.mutable_disks() = open.disks();
+    const auto resumed = rig_.store().begin_epoch(machine.id, again);
+    if (!resumed) return fail("resume: " + resumed.error().message());
+    machine.open = std::move(before);
+    return;
+  }
+  storage::pb::EpochAbortRecord record;
+  record.set_number(open.number());
+  const auto aborted = rig_.store().abort_epoch(machine.id, record);
+  check_status(aborted, "abort after a restart");
+}
+
+void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
+  if (!rig_.running()) return;
+  for (auto& [machine_number, machine] : machines_) {
+    if (machine.removing || !machine.record_acked) continue;
+    const auto listed = rig_.store().epochs(machine.id, 0, true, kNoWait);
+    if (!listed) return fail("epochs: " + listed.error().message());
+    if (listed->size() != machine.acked.size()) {
+      return fail(fmt::format("{} lists {} epochs, and {} were acknowledged", machine.name, listed->size(),
+                              machine.acked.size()));
+    }
+    std::vector<std::uint64_t> numbers;
+    for (const auto& [number, epoch] : machine.acked) numbers.push_back(number);
+    while (numbers.size() > epochs_max) {  // the newest stays
+      numbers.erase(numbers.begin() + static_cast<std::ptrdiff_t>(random_.below(numbers.size() - 1)));
+    }
+    for (const std::uint64_t number : numbers) {
+      for (const auto& [disk, content] : *machine.acked[number].content) {
+        // A disk stays in the model's content even when it is not in an epoch: every epoch has all of them here.
+        std::optional<Error> read_error;
+        const auto difference =
+            compare_disk(rig_.store(), machine.id, disk, EpochNumber(number), content, random_, read_error);
+        if (difference) return fail(fmt::format("{}, {}", machine.name, *difference));
+        if (!read_error) continue;
+        if (!damaged || read_error->code != Code::corrupt) {
+          return fail(fmt::format("{}, epoch {}: {}", machine.name, number, read_error->message()));
+        }
+        ++run_.damage_found;
+      }
+      ++run_.epochs_checked;
+    }
+  }
+}
+
+std::optional<StoreChecker::Damage> StoreChecker::do_damage() {
+  storage::FileSystem& files = rig_.files();
+  const std::string log = std::string(StoreRig::kDirectory) + "/log";
+  struct Place {
+    std::string path;
+    std::uint64_t offset, size, lsn;
+  };
+  std::vector<Place> commits;
+  const auto names = files.list(log);
+  if (!names) {
+    fail("list: " + names.error().message());
+    return std::nullopt;
+  }
+  AlignedBuffer bytes;
+  for (const std::string& name : *names) {
+    const auto id = storage::parse_segment_name(name);
+    if (!id) continue;
+    auto file = files.open(log + "/" + name, storage::OpenMode::read, true);
+    if (!file) continue;
+    bytes = AlignedBuffer((*file)->size().value_or(0));
+    const std::size_t size = (*file)->read_at(0, bytes.span()).value_or(0);
+    for (std::size_t at = 0; at + limits::kIoAlignment <= size; at += limits::kIoAlignment) {
+      storage::CommitHeader header;
+      std::memcpy(&header, bytes.data() + at, sizeof header);
+      if (header.magic != storage::kCommitMagic || header.segment != id->value() || header.offset != at) continue;
+      if (header.record_count == 0 || at + header.size > size) continue;
+      commits.push_back({log + "/" + name, at, header.size, header.first_lsn});
+    }
+  }
+  if (commits.empty()) return std::nullopt;
+  const auto newest = std::max_element(commits.begin(), commits.end(), [](auto& a, auto& b) { return a.lsn < b.lsn; });
+  const Place& place = random_.chance(0.4) ? *newest : commits[random_.below(commits.size())];
+  Damage damage{.path = place.path, .offset = 0, .before = {}};
+  const double kind = static_cast<double>(random_.below(100)) / 100;
+  ++run_.damages;
+  if (kind < 0.75) {
+    const std::uint64_t within = random_.chance(0.3) ? random_.below(128) : random_.below(place.size);
+    damage.offset = place.offset + within;
+    const auto bit = static_cast<unsigned>(random_.below(8));
+    damage.before.resize(1);
+    // Read through its block: the files of the log are read directly.
+    auto file = files.open(damage.path, storage::OpenMode::read, true);
+    AlignedBuffer block(limits::kIoAlignment);
+    if (!file || !(*file)->read_at(damage.offset / limits::kIoAlignment * limits::kIoAlignment, block.span()))
+      return std::nullopt;
+    damage.before[0] = block.span()[damage.offset % limits::kIoAlignment];
+    if (!rig_.disk().flip_bit(damage.path, damage.offset, bit)) return std::nullopt;
+    return damage;
+  }
+  // A write that went to the wrong place: another commit's bytes stand here.
+  const Place& other = commits[random_.below(commits.size())];
+  auto from = files.open(other.path, storage::OpenMode::read, true);
+  auto to = files.open(place.path, storage::OpenMode::read, true);
+  const std::uint64_t size = std::min(other.size, place.size);
+  AlignedBuffer wrong(size), right(size);
+  if (!from || !to || !(*from)->read_at(other.offset, wrong.span()) || !(*to)->read_at(place.offset, right.span())) {
+    return std::nullopt;
+  }
+  damage.offset = place.offset;
+  damage.before.assign(right.span().begin(), right.span().end());
+  if (!rig_.disk().overwrite(damage.path, damage.offset, wrong.span())) return std::nullopt;
+  return damage;
+}
+
+void StoreChecker::damage_and_start() {
+  if (failed() || rig_.running()) return;
+  const auto damage = do_damage();
+  if (failed()) return;
+  if (!damage) return start();
+  if (random_.chance(0.2)) rig_.lose_index();
+  if (const auto opened = rig_.open(); !opened) {
+    if (opened.error().code != Code::corrupt) return fail("open of a damaged store: " + opened.error().message());
+    ++run_.damage_found;
+  } else {
+    // It opened: then nothing acknowledged is missing, and what is read is right or an error.
+    std::vector<std::uint32_t> dropped;
+    for (auto& [number, machine] : machines_) {
+      bool drop = false;
+      compare_after_start(machine, drop);
+      if (failed()) return;
+      if (drop) dropped.push_back(number);
+    }
+    for (const std::uint32_t number : dropped) machines_.erase(number);
+    pump(true);
+    take_acks();
+    verify(3, true);
+    if (failed()) return;
+    rig_.kill();
+  }
+  if (!rig_.disk().overwrite(damage->path, damage->offset, damage->before)) return fail("the damage cannot be mended");
+  start();
+}
+
+}  // namespace tidemark::sim

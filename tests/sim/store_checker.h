@@ -1,0 +1,73 @@
+// The model itself: what it does to a store, what it remembers, and what it demands. One history.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/sim/store_machines.h"
+#include "tests/sim/store_model.h"
+#include "tests/sim/store_rig.h"
+
+namespace tidemark::sim {
+
+class StoreChecker {
+ public:
+  StoreChecker(std::uint64_t seed, storage::PartitionOptions options);
+
+  // Each is one step: what the store refuses for a reason that the model knows has no effect in it.
+  void add_machine();
+  void open_disk(ModelMachine& machine);
+  void begin(ModelMachine& machine, std::uint32_t kind);
+  void blocks(ModelMachine& machine);
+  void commit(ModelMachine& machine);
+  void abort(ModelMachine& machine);
+  void rename(ModelMachine& machine);
+  void remove(ModelMachine& machine);
+  void pump(bool all);
+  void idle();
+
+  // Ways to end a life, and to begin the next one.
+  enum class End : std::uint8_t { power_cut, kill, close };
+  void end(End how);
+  void start();             // opens, compares everything, resumes or aborts what was open
+  void damage_and_start();  // while closed: damages what is stored, opens, checks, mends it, opens again
+  void verify(std::size_t epochs_max, bool damaged);
+
+  // After each step: acknowledgements, a power cut that was set, a log that stopped.
+  void settle();
+
+  bool failed() const { return run_.failure.has_value(); }
+  void fail(std::string what);
+  StoreRun& run() { return run_; }
+  StoreRig& rig() { return rig_; }
+  Random& random() { return random_; }
+  std::map<std::uint32_t, ModelMachine>& machines() { return machines_; }
+  ModelMachine* any_machine();
+  void set_lying(bool lying) { lied_ = lied_ || lying; }
+  bool lied() const { return lied_; }
+
+ private:
+  void check_status(const Status& status, const char* doing);
+  void compare_after_start(ModelMachine& machine, bool& drop);
+  void continue_open(ModelMachine& machine, const storage::MachineState& state);
+  void take_acks();
+
+  struct Damage {
+    std::string path;
+    std::uint64_t offset = 0;
+    std::vector<std::byte> before;
+  };
+  std::optional<Damage> do_damage();
+
+  StoreRun run_;
+  Random random_;
+  StoreRig rig_;
+  std::map<std::uint32_t, ModelMachine> machines_;
+  std::uint32_t next_machine_ = 1;
+  bool lied_ = false;  // the disk said done and did not do it
+};
+
+}  // namespace tidemark::sim

@@ -1,0 +1,45 @@
+// Checks a partition against a plain model, over random histories on a simulated disk.
+//
+// The model stands outside the store: of every epoch that was acknowledged it knows each granule of each disk. After
+// every crash (and in between) it asks the store and compares: an acknowledged epoch must be there, byte for byte; one
+// that was not acknowledged is there whole or not at all; an aborted one never shows; damage is reported, and what is
+// read is right or an error.
+//
+// A history is drawn from its seed alone: {machines, disks, resizes, epochs, blocks, commits, aborts, removals, power
+// cuts at any operation, kills, clean ends, EIO, ENOSPC, flipped bits, misdirected writes, lost indexes}.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace tidemark::sim {
+
+struct StoreRun {
+  std::uint64_t operations = 0;  // of the simulated disk
+  std::uint64_t steps = 0;
+  std::uint64_t crashes = 0;  // power cuts and kills
+  std::uint64_t epochs_acked = 0;
+  std::uint64_t epochs_checked = 0;  // read whole and compared
+  std::uint64_t damages = 0;         // done to the disk
+  std::uint64_t damage_found = 0;    // openings refused and reads failed because of it
+  std::optional<std::string> failure;
+
+  void add(const StoreRun& other);
+  std::string summary() const;
+};
+
+// One random history. Stops at the first failure and says what it is.
+StoreRun run_store_history(std::uint64_t seed);
+
+// A short fixed history, with the power cut at its `operation`th operation on the disk; nullopt: never. Checked after.
+StoreRun run_small_history(std::uint64_t seed, std::optional<std::uint64_t> operation);
+
+// TIDEMARK_SIM_SEEDS (how many) and TIDEMARK_SIM_SEED (the first), or these.
+struct Seeds {
+  std::uint64_t first = 1;
+  std::uint64_t count = 0;
+};
+Seeds seeds_from_environment(std::uint64_t first, std::uint64_t count);
+
+}  // namespace tidemark::sim
