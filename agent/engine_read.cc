@@ -1,0 +1,93 @@
+// The reading of an epoch: from disks to pieces for the sender.
+#include <algorithm>
+
+#include "agent/engine.h"
+#include "base/limits.h"
+
+namespace tidemark::agent {
+namespace {
+constexpr std::uint64_t kChunk = limits::kDigestChunkSize;
+constexpr auto kTellInterval = std::chrono::seconds(1);
+static_assert(EpochSender::kPieceSize == DigestFeed::kChunksPerPiece * kChunk);
+static_assert(EpochSender::kPieceSize == limits::kRegionSize, "no block of a piece crosses a region");
+}  // namespace
+
+Status Engine::read_disks(Link& link, Pass& pass, DigestFeed* feed, EpochSender& sender) {
+  std::uint64_t total = 0;
+  done_bytes_ = 0;
+  for (std::size_t i = 0; i < pass.disks.size(); ++i) {
+    if (pass.suspects.everything) {
+      total += round_up(pass.disks[i].size, limits::kGranuleSize);
+      done_bytes_ += pass.start[i];
+    } else {
+      for (const GranuleRange& range : pass.suspects.by_disk[i]) total += range.count * limits::kGranuleSize;
+    }
+  }
+  pass.report.compared_bytes = total - done_bytes_;
+  board_.start_progress(done_bytes_, total);
+  for (std::size_t i = 0; i < pass.disks.size(); ++i) {
+    if (pass.suspects.everything) {
+      TIDEMARK_TRY(
+          read_range(link, pass, i, pass.start[i], round_up(pass.disks[i].size, limits::kGranuleSize), feed, sender));
+      continue;
+    }
+    for (const GranuleRange& range : pass.suspects.by_disk[i]) {
+      const std::uint64_t begin = range.first * limits::kGranuleSize;
+      TIDEMARK_TRY(read_range(link, pass, i, begin, begin + range.count * limits::kGranuleSize, nullptr, sender));
+    }
+  }
+  return {};
+}
+
+Status Engine::read_range(Link& link, Pass& pass, std::size_t index, std::uint64_t begin, std::uint64_t end,
+                          DigestFeed* feed, EpochSender& sender) {
+  BlockSource& source = sources_[index];
+  std::uint64_t data_begin = begin, data_end = begin;  // the stretch of data at or after `at`
+  for (std::uint64_t at = begin; at < end;) {
+    if (stop_.stop_requested()) return fail(Code::cancelled, "agent", "asked to stop");
+    if (pass.freeze) (void)pass.freeze->intact();  // notices a dead watchdog, and then thaws; judge() hears of it
+    if (at >= data_end) {
+      const auto data = source.next_data(at);
+      if (!data) return source_failed(data.error());
+      // In whole chunks: a chunk is compared as one.
+      data_begin = data->begin >= source.size() ? end : std::max(at, round_down(data->begin, kChunk));
+      data_end = std::clamp(round_up(data->end, kChunk), data_begin, end);
+      if (data_begin < end && data_end <= at) data_end = std::min(end, round_down(at, kChunk) + kChunk);
+    }
+    const bool hole = at < data_begin;
+    std::uint64_t stop = hole ? std::min(data_begin, end) : data_end;
+    // A hole without digests travels as it is; everything else in pieces of one region.
+    if (!hole || feed != nullptr)
+      stop = std::min(stop, round_down(at, EpochSender::kPieceSize) + EpochSender::kPieceSize);
+    Piece piece;
+    piece.disk = pass.disks[index].disk;
+    piece.offset = at;
+    piece.size = stop - at;
+    if (feed != nullptr) {
+      piece.compare = true;
+      const auto count = static_cast<std::uint32_t>((piece.size + kChunk - 1) / kChunk);
+      const auto digests = TIDEMARK_TRY(feed->at(piece.disk, at / kChunk, count));
+      piece.digests.assign(digests.begin(), digests.end());
+    }
+    if (!hole) {
+      piece.buffer = TIDEMARK_TRY(sender.buffer());
+      if (auto read = source.read_at(at, piece.buffer->span().first(piece.size)); !read)
+        return source_failed(read.error());
+    }
+    TIDEMARK_TRY(sender.push(std::move(piece)));
+    done_bytes_ += stop - at;
+    at = stop;
+    tell_progress(link, done_bytes_);
+  }
+  return {};
+}
+
+void Engine::tell_progress(Link& link, std::uint64_t done) {
+  board_.set_progress(done);
+  const auto now = clock_.monotonic();
+  if (now - told_ < kTellInterval) return;
+  told_ = now;
+  link.progress(board_.message());
+}
+
+}  // namespace tidemark::agent

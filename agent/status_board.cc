@@ -1,0 +1,139 @@
+#include "agent/status_board.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <cstdio>
+
+#include "agent/text_file.h"
+#include "wire/messages.h"
+
+namespace tidemark::agent {
+namespace {
+constexpr auto kPublishInterval = std::chrono::milliseconds(250);
+constexpr double kRateMemory = 0.3;  // weight of the newest second in the rate
+}  // namespace
+
+StatusBoard::StatusBoard(StatusReport first, std::filesystem::path path, bool bar, const Clock& clock,
+                         const MemoryKeeper* keeper)
+    : report_(std::move(first)), path_(std::move(path)), bar_(bar), clock_(clock), keeper_(keeper) {
+  report_.pid = ::getpid();
+  report_.state_since_us = clock_.wall_us();
+  ticker_ = std::jthread([this](std::stop_token stop) { tick(std::move(stop)); });
+}
+
+StatusBoard::~StatusBoard() {
+  ticker_.request_stop();
+  ticker_.join();
+  end_progress();
+  publish();
+}
+
+void StatusBoard::set_state(State state, std::string cause, std::string remedy) {
+  const std::lock_guard lock(mutex_);
+  if (report_.state != state) {
+    report_.state = state;
+    report_.state_since_us = clock_.wall_us();
+  }
+  report_.cause = std::move(cause);
+  report_.remedy = std::move(remedy);
+}
+
+void StatusBoard::set_connected(bool connected, const std::string& server) {
+  const std::lock_guard lock(mutex_);
+  report_.connected = connected;
+  report_.server = server;
+}
+
+void StatusBoard::set_disks(std::vector<DiskStatus> disks) {
+  const std::lock_guard lock(mutex_);
+  report_.disks = std::move(disks);
+}
+
+void StatusBoard::set_certificate_expiry(WallMicros expires_us) {
+  const std::lock_guard lock(mutex_);
+  report_.certificate_expires_us = expires_us;
+}
+
+void StatusBoard::start_progress(std::uint64_t done, std::uint64_t total) {
+  const std::lock_guard lock(mutex_);
+  in_progress_ = true;
+  report_.done_bytes = rate_from_bytes_ = done;
+  report_.total_bytes = total;
+  report_.rate_bytes_per_second = 0;
+  rate_from_ = clock_.monotonic();
+}
+
+void StatusBoard::set_progress(std::uint64_t done) {
+  const std::lock_guard lock(mutex_);
+  report_.done_bytes = done;
+  const auto now = clock_.monotonic();
+  const double seconds = std::chrono::duration<double>(now - rate_from_).count();
+  if (seconds < 1 && report_.rate_bytes_per_second != 0) return;
+  if (seconds < 0.2) return;
+  const double rate = static_cast<double>(done - rate_from_bytes_) / seconds;
+  const auto before = static_cast<double>(report_.rate_bytes_per_second);
+  report_.rate_bytes_per_second =
+      static_cast<std::uint64_t>(before == 0 ? rate : kRateMemory * rate + (1 - kRateMemory) * before);
+  rate_from_ = now;
+  rate_from_bytes_ = done;
+}
+
+void StatusBoard::end_progress() {
+  const std::lock_guard lock(mutex_);
+  if (in_progress_ && bar_) std::fputs("\r\033[K", stderr);
+  in_progress_ = false;
+  report_.rate_bytes_per_second = 0;
+}
+
+StatusReport StatusBoard::report() const {
+  StatusReport report;
+  {
+    const std::lock_guard lock(mutex_);
+    report = report_;
+  }
+  if (report.state == State::initial_sync)
+    report.backlog_bytes = report.total_bytes - std::min(report.done_bytes, report.total_bytes);
+  if (keeper_ != nullptr) report.take(keeper_->get());
+  report.updated_us = clock_.wall_us();
+  return report;
+}
+
+pb::Progress StatusBoard::message() const {
+  const std::lock_guard lock(mutex_);
+  pb::Progress message;
+  message.set_state(std::string(to_string(report_.state)));
+  message.set_done_bytes(report_.done_bytes);
+  message.set_total_bytes(report_.total_bytes);
+  message.set_rate_bytes_per_s(report_.rate_bytes_per_second);
+  message.set_backlog_bytes(report_.backlog_bytes);
+  message.set_cause(wire::clean_text(report_.cause));
+  message.set_remedy(wire::clean_text(report_.remedy));
+  return message;
+}
+
+void StatusBoard::publish() {
+  const StatusReport now = report();
+  if (bar_) {
+    const std::lock_guard lock(mutex_);
+    if (in_progress_)
+      std::fputs(("\r\033[K" + std::string(to_string(now.state)) + " " + progress_line(now, 30)).c_str(), stderr);
+  }
+  if (path_.empty()) return;
+  // Not synced: after a power cut nobody needs it.
+  if (auto written = write_file_atomically(path_, report_json(now, now.updated_us, std::nullopt), 0600, false);
+      !written) {
+    spdlog::warn("status file not written error=\"{}\"", written.error().message());
+    path_.clear();
+  }
+}
+
+void StatusBoard::tick(std::stop_token stop) {
+  std::mutex mutex;
+  std::condition_variable_any asleep;
+  std::unique_lock lock(mutex);
+  while (!asleep.wait_for(lock, stop, kPublishInterval, [&] { return stop.stop_requested(); })) publish();
+}
+
+}  // namespace tidemark::agent
