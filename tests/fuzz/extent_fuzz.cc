@@ -1,0 +1,32 @@
+// The value of an index delta, from any bytes: refused, or decoded within its bounds and the same after a round trip.
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "base/check.h"
+#include "storage/extent_codec.h"
+#include "storage/index_keys.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace tidemark;
+  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
+  storage::Delta delta;
+  if (storage::decode_delta(bytes, delta)) {
+    for (const storage::DeltaExtent& extent : delta.extents) {
+      TIDEMARK_CHECK(extent.count > 0 && extent.first + extent.count <= limits::kRegionGranules);
+    }
+    std::string encoded;
+    storage::encode_delta(delta, encoded);
+    storage::Delta again;
+    TIDEMARK_CHECK(storage::decode_delta(encoded, again).has_value());
+    TIDEMARK_CHECK(again == delta);
+  }
+  storage::keys::DeltaKey key;
+  if (storage::keys::parse_delta(bytes, key)) {
+    TIDEMARK_CHECK(storage::keys::delta(key.volume, key.region, key.lsn).view() == bytes);
+  }
+  if (const auto mark = storage::keys::decode_mark(bytes)) {
+    TIDEMARK_CHECK(storage::keys::encode_mark(*mark) == bytes);
+  }
+  return 0;
+}
