@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <spdlog/spdlog.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -26,7 +24,6 @@ constexpr std::string_view kSegmentSuffix = ".segment";
 constexpr std::string_view kReservePrefix = "reserve-";
 constexpr std::string_view kFormatPrefix = "format-";
 constexpr std::size_t kFormatChunk = 1_MiB;
-constexpr int kNice = 10;  // of the keeper's thread: shards go first
 
 std::string reserve_name(std::uint64_t serial) {
   return fmt::format("{}{:06}{}", kReservePrefix, serial, kSegmentSuffix);
@@ -89,21 +86,7 @@ class Keeper final : public SegmentKeeper {
   }
 
   // On the keeper's thread, or without one in the caller.
-  bool work_once() {
-    std::unique_lock lock(mutex_);
-    const Work work = next_work();
-    if (work == Work::none) return false;
-    const auto [what, done] = perform(work, lock);
-    if (!done) {
-      spdlog::warn("storage: cannot {} directory={} error=\"{}\"", what, options_.directory, done.error().message());
-      error_ = done.error();
-    }
-    if (work == Work::clear && done) return true;
-    const auto notice = notice_;
-    lock.unlock();
-    if (notice) notice();
-    return true;
-  }
+  bool work_once() { return work_once(false); }
 
   Stats stats() const override {
     const std::lock_guard lock(mutex_);
@@ -142,6 +125,23 @@ class Keeper final : public SegmentKeeper {
     if (!on_deck_ && !reserve_.empty()) return Work::name;
     if (reserve_.size() + (on_deck_ ? 1 : 0) < std::max(1U, options_.reserve)) return Work::format;
     return Work::none;
+  }
+
+  // One piece of work; `quick`: none that takes long.
+  bool work_once(bool quick) {
+    std::unique_lock lock(mutex_);
+    const Work work = next_work();
+    if (work == Work::none || (quick && work == Work::format)) return false;
+    const auto [what, done] = perform(work, lock);
+    if (!done) {
+      spdlog::warn("storage: cannot {} directory={} error=\"{}\"", what, options_.directory, done.error().message());
+      error_ = done.error();
+    }
+    if (work == Work::clear && done) return true;
+    const auto notice = notice_;
+    lock.unlock();
+    if (notice) notice();
+    return true;
   }
 
   // Enters and leaves with the lock held; the files are touched without it.
@@ -246,8 +246,12 @@ class Keeper final : public SegmentKeeper {
     TIDEMARK_TRY(file->allocate(options_.segment_size));
     AlignedBuffer zeroes(std::min<std::uint64_t>(kFormatChunk, options_.segment_size));
     std::memset(zeroes.data(), 0, zeroes.size());
-    for (std::uint64_t at = 0; at < options_.segment_size && !stop_; at += zeroes.size())
+    for (std::uint64_t at = 0; at < options_.segment_size && !stop_; at += zeroes.size()) {
       TIDEMARK_TRY(file->write_at(at, zeroes.span().first(std::min(zeroes.size(), options_.segment_size - at))));
+      // A log that waits for the next segment does not wait for the formatting of the one after it.
+      while (!stop_ && work_once(true)) {
+      }
+    }
     return file->sync();
   }
 
@@ -287,9 +291,8 @@ class Keeper final : public SegmentKeeper {
   }
 
   void run() {
+    // At the shards' own priority: it needs little CPU, and a shard that waits for a segment waits for this thread.
     pthread_setname_np(pthread_self(), "td-segments");
-    // Refused only without the right to be nicer, which nobody lacks; it is a courtesy, not a condition.
-    (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);
     while (!stop_) {
       if (work_once()) continue;
       std::unique_lock lock(mutex_);
