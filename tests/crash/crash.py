@@ -139,7 +139,7 @@ class Machine(threading.Thread):
         self.syncs += 1
         if self.agent.returncode != 0:
             return None
-        return json.loads(out.strip().splitlines()[-1])
+        return json.loads(out)
 
     def run(self):
         try:
@@ -183,7 +183,7 @@ class Checker:
             if expected:
                 self.problem(f"{machine.label}: no disks, though epochs were acknowledged")
             return
-        points = json.loads(admin.fetch(f"/v1/machines/{machine.label}/points?limit=0"))["points"]
+        points = json.loads(admin.fetch(f"/v1/machines/{machine.label}/points?limit=100000"))["points"]
         there = {point["epoch"] for point in points}
         for epoch in sorted(set(expected) - there):
             self.problem(f"{machine.label}: epoch {epoch} was acknowledged and is not there")
