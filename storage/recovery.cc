@@ -364,8 +364,10 @@ class Recovery {
     }
     result_.durable_lsn = durable_;
     // Older than the mark: all of them, whatever their headers say; the index knows what lives there. From the mark on:
-    // the chain, as far as it holds.
-    const SegmentId last = handed_ ? handed_->segment : mark.segment;
+    // the chain, as far as it holds. Its last segment may have nothing to hand on: it stays all the same until a newer
+    // header is durable, because it says where its predecessor ends. Without it, what a failed write left behind that
+    // end would be taken up at the next start.
+    const SegmentId last = std::max(position_.segment, handed_ ? handed_->segment : mark.segment);
     for (const auto& [id, header] : found_) {
       const bool old = !chain_.empty() && id.value() <= header_of(chain_.front())->predecessor;
       const bool chained = id <= last && std::ranges::find(chain_, id) != chain_.end();

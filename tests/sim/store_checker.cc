@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "storage/log_format.h"
@@ -40,6 +42,11 @@ StoreChecker::StoreChecker(std::uint64_t seed, storage::PartitionOptions options
 
 void StoreChecker::fail(std::string what) {
   if (!run_.failure) run_.failure = std::move(what);
+}
+
+void StoreChecker::trace(const std::string& what) const {
+  static const bool wanted = std::getenv("TIDEMARK_SIM_TRACE") != nullptr;
+  if (wanted) std::fprintf(stderr, "step %llu: %s\n", static_cast<unsigned long long>(run_.steps), what.c_str());
 }
 
 ModelMachine* StoreChecker::any_machine() {
@@ -166,6 +173,8 @@ void StoreChecker::commit(ModelMachine& machine) {
   machine.pending.push_back({.epoch = *machine.open, .digest = digest});
   const auto committed = rig_.store().commit_epoch(machine.id, record);
   check_status(committed, "commit_epoch");
+  trace(fmt::format("{} commits {}: {}", machine.name, record.number(),
+                    committed ? "taken" : committed.error().message()));
   if (committed) {
     machine.open.reset();
   } else {
@@ -179,6 +188,7 @@ void StoreChecker::abort(ModelMachine& machine) {
   record.set_number(machine.open->number);
   const auto aborted = rig_.store().abort_epoch(machine.id, record);
   check_status(aborted, "abort_epoch");
+  trace(fmt::format("{} aborts {}: {}", machine.name, record.number(), aborted.has_value()));
   if (aborted) machine.open.reset();
 }
 
@@ -228,6 +238,7 @@ void StoreChecker::take_acks() {
       return;
     }
     const MachineState* state = rig_.store().find(machine->id);
+    trace(fmt::format("{} acked {} at LSN {}", machine->name, ack.epoch.value(), state->durable_lsn.value()));
     machine->acked[ack.epoch.value()] = {
         .content = machine->pending.front().epoch.sent.back().content, .digest = ack.digest, .lsn = state->durable_lsn};
     machine->pending.pop_front();
@@ -252,6 +263,7 @@ void StoreChecker::settle() {
 void StoreChecker::end(End how) {
   if (failed()) return;
   rig_.disk().set_faults({});
+  trace(fmt::format("end, by {}", how == End::power_cut ? "power cut" : how == End::kill ? "kill" : "close"));
   switch (how) {
     case End::power_cut:
       ++run_.crashes;
@@ -299,6 +311,10 @@ void StoreChecker::start() {
       return fail("open: " + opened.error().message());
     }
   }
+  if (failed()) return;
+  trace(fmt::format("started: durable LSN {}, log up to {}, {} commits replayed, {} torn bytes, index rebuilt: {}",
+                    rig_.opened().recovery.durable_lsn.value(), rig_.opened().recovery.tail.last_lsn.value(),
+                    rig_.opened().recovery.commits, rig_.opened().recovery.torn_bytes, rig_.opened().index_rebuilt));
   std::vector<std::uint32_t> dropped;
   for (auto& [number, machine] : machines_) {
     if (failed()) return;
@@ -507,10 +523,14 @@ void StoreChecker::damage_and_start() {
   if (failed()) return;
   if (!damage) return start();
   if (random_.chance(0.2)) rig_.lose_index();
+  trace(fmt::format("damaged {} at {}, {} bytes", damage->path, damage->offset, damage->before.size()));
   if (const auto opened = rig_.open(); !opened) {
     if (opened.error().code != Code::corrupt) return fail("open of a damaged store: " + opened.error().message());
+    trace("refused: " + opened.error().message());
     ++run_.damage_found;
   } else {
+    trace(fmt::format("opened all the same: durable LSN {}, log up to {}", rig_.opened().recovery.durable_lsn.value(),
+                      rig_.opened().recovery.tail.last_lsn.value()));
     // It opened: then nothing acknowledged is missing, and what is read is right or an error.
     std::vector<std::uint32_t> dropped;
     for (auto& [number, machine] : machines_) {

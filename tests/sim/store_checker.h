@@ -41,6 +41,7 @@ class StoreChecker {
 
   bool failed() const { return run_.failure.has_value(); }
   void fail(std::string what);
+  void trace(const std::string& what) const;  // printed when TIDEMARK_SIM_TRACE is set
   StoreRun& run() { return run_; }
   StoreRig& rig() { return rig_; }
   Random& random() { return random_; }
