@@ -222,18 +222,18 @@ std::string take_openssl_reason() {
   return reason == nullptr ? "unknown error" : reason;
 }
 
-Result<X509Ptr> read_certificate(const std::string& pem, const std::string& object) {
+Result<X509Ptr> read_certificate(const std::string& pem, const std::string& object, OSSL_LIB_CTX* library) {
   const BioPtr bio = memory_bio(pem);
-  X509Ptr certificate(bio ? PEM_read_bio_X509(bio.get(), nullptr, no_password, nullptr) : nullptr);
-  if (!certificate) {
-    return fail(Code::invalid_argument, object, "is not a certificate in PEM form: " + take_openssl_reason());
-  }
+  X509* into = X509_new_ex(library, nullptr);
+  const bool read = bio && into != nullptr && PEM_read_bio_X509(bio.get(), &into, no_password, nullptr) != nullptr;
+  X509Ptr certificate(into);  // null when reading came as far as to free it
+  if (!read) return fail(Code::invalid_argument, object, "is not a certificate in PEM form: " + take_openssl_reason());
   return certificate;
 }
 
-Result<KeyPtr> read_key(const std::string& pem, const std::string& object) {
+Result<KeyPtr> read_key(const std::string& pem, const std::string& object, OSSL_LIB_CTX* library) {
   const BioPtr bio = memory_bio(pem);
-  KeyPtr key(bio ? PEM_read_bio_PrivateKey(bio.get(), nullptr, no_password, nullptr) : nullptr);
+  KeyPtr key(bio ? PEM_read_bio_PrivateKey_ex(bio.get(), nullptr, no_password, nullptr, library, nullptr) : nullptr);
   if (!key) return fail(Code::invalid_argument, object, "is not a private key in PEM form: " + take_openssl_reason());
   return key;
 }

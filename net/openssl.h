@@ -34,9 +34,9 @@ using SessionPtr = std::unique_ptr<SSL_SESSION, OpensslFree<SSL_SESSION_free>>;
 // The reason of the newest error in this thread's queue, which is emptied. "unknown error" when there is none.
 std::string take_openssl_reason();
 
-// From PEM text; `object` names it in the error. No password is ever asked for.
-Result<X509Ptr> read_certificate(const std::string& pem, const std::string& object);
-Result<KeyPtr> read_key(const std::string& pem, const std::string& object);
+// From PEM text; `object` names it in the error. No password is ever asked for. `library`: where it will be used.
+Result<X509Ptr> read_certificate(const std::string& pem, const std::string& object, OSSL_LIB_CTX* library = nullptr);
+Result<KeyPtr> read_key(const std::string& pem, const std::string& object, OSSL_LIB_CTX* library = nullptr);
 
 // What verification says when no certificate shown is the pinned one. Of the values that make OpenSSL send the alert
 // "unknown ca" this is the one that cannot occur otherwise: the list of certificates is limited to a few.

@@ -7,6 +7,7 @@
 
 #include "base/crypto.h"
 #include "base/random.h"
+#include "net/lean_provider.h"
 #include "net/openssl.h"
 #include "wire/frame.h"
 
@@ -109,7 +110,7 @@ Result<std::shared_ptr<TlsContext>> TlsContext::make(bool server, const char* al
   auto self = std::make_shared<TlsContext>();
   self->server_ = server;
   self->alpn_ = alpn;
-  self->context_.reset(SSL_CTX_new(server ? TLS_server_method() : TLS_client_method()));
+  self->context_.reset(SSL_CTX_new_ex(lean_library(), nullptr, server ? TLS_server_method() : TLS_client_method()));
   SSL_CTX* context = self->context_.get();
   if (context == nullptr || SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) != 1 ||
       SSL_CTX_set_max_proto_version(context, TLS1_3_VERSION) != 1 ||
@@ -127,9 +128,11 @@ Result<std::shared_ptr<TlsContext>> TlsContext::make(bool server, const char* al
 }
 
 Status TlsContext::set_credentials(const Credentials& credentials) {
-  const X509Ptr authority = TIDEMARK_TRY(read_certificate(credentials.ca_pem, "the authority's certificate"));
-  const X509Ptr own = TIDEMARK_TRY(read_certificate(credentials.certificate_pem, "the own certificate"));
-  const KeyPtr key = TIDEMARK_TRY(read_key(credentials.key_pem, "the own key"));
+  const X509Ptr authority =
+      TIDEMARK_TRY(read_certificate(credentials.ca_pem, "the authority's certificate", lean_library()));
+  const X509Ptr own =
+      TIDEMARK_TRY(read_certificate(credentials.certificate_pem, "the own certificate", lean_library()));
+  const KeyPtr key = TIDEMARK_TRY(read_key(credentials.key_pem, "the own key", lean_library()));
   SSL_CTX* context = context_.get();
   if (X509_check_private_key(own.get(), key.get()) != 1) {
     ERR_clear_error();

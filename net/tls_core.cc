@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "net/lean_provider.h"
 
 namespace tidemark::net {
 namespace {
@@ -149,6 +150,7 @@ TlsCore::Outcome TlsCore::outcome_of(int result) {
 }
 
 TlsCore::Outcome TlsCore::handshake() {
+  const LeanScope lean;
   ERR_clear_error();
   return outcome_of(SSL_do_handshake(ssl_.get()));
 }

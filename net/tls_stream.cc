@@ -247,8 +247,11 @@ struct TlsStream::Impl : std::enable_shared_from_this<Impl> {
       fail_later(tls_error(core->ssl(), peer.address));
       return false;
     }
-    if (send_failed) core->queue.clear();
     if (core->queue.size() > kSendAtOnce) send_some();
+    if (send_failed) {
+      core->queue.clear();  // on_closed is under way
+      return false;
+    }
     const std::size_t size = core->queue.size();
     if (size > hard_limit) {
       fail_later(Error{Code::busy, peer.address,
