@@ -234,6 +234,7 @@ class Applier {
   struct Pending {
     std::uint32_t region;
     DeltaExtent extent;
+    std::uint32_t order = 0;  // in the record
   };
 
   struct ZeroRange {
@@ -339,7 +340,10 @@ class Applier {
   void put_pending(VolumeId volume, Lsn lsn, EpochNumber epoch, SegmentId segment) {
     const auto by_region = [](const Pending& a, const Pending& b) { return a.region < b.region; };
     if (!std::is_sorted(pending_.begin(), pending_.end(), by_region)) {
-      std::stable_sort(pending_.begin(), pending_.end(), by_region);
+      for (std::uint32_t i = 0; i < pending_.size(); ++i) pending_[i].order = i;
+      std::sort(pending_.begin(), pending_.end(), [](const Pending& a, const Pending& b) {
+        return std::pair(a.region, a.order) < std::pair(b.region, b.order);
+      });
     }
     delta_.epoch = epoch;
     delta_.segment = segment;

@@ -546,6 +546,8 @@ void StoreChecker::damage_and_start() {
     if (failed()) return;
     rig_.kill();
   }
+  // It may have hit what nothing led to any more, and that was put away.
+  if (!rig_.running() && rig_.files().exists(damage->path) == false) return start();
   if (!rig_.disk().overwrite(damage->path, damage->offset, damage->before)) return fail("the damage cannot be mended");
   start();
 }
