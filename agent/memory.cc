@@ -94,7 +94,7 @@ std::string encode_memory(const Memory& memory) {
                {"open_epoch", nullptr},
                {"durable", epoch_to_json(memory.durable)},
                {"pending", epoch_to_json(memory.pending)},
-               {"boot_id", memory.boot_id},
+               {"boot_id", hex_of(memory.boot_id)},
                {"rescan", memory.rescan},
                {"newest_point", memory.newest_point.value()},
                {"newest_point_us", memory.newest_point_us},
@@ -141,7 +141,7 @@ Result<Memory> decode_memory(const std::string& text, const std::string& name) {
     }
     memory.durable = epoch_from_json(json.at("durable"));
     memory.pending = epoch_from_json(json.at("pending"));
-    memory.boot_id = json.at("boot_id").get<std::string>();
+    memory.boot_id = bytes_of(json.at("boot_id").get<std::string>());
     memory.rescan = json.at("rescan").get<std::string>();
     memory.newest_point = EpochNumber(json.at("newest_point").get<std::uint64_t>());
     memory.newest_point_us = json.at("newest_point_us").get<std::int64_t>();
