@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <ctime>
 #include <limits>
+#include <utility>
 
 #include "base/hex.h"
 #include "base/random.h"
@@ -115,8 +116,10 @@ struct Authority {
 };
 
 Result<Authority> open_authority(const KeyAndCertificate& pem) {
-  Authority authority{TIDEMARK_TRY(read_certificate(pem.certificate_pem, "the authority's certificate")),
-                      TIDEMARK_TRY(read_key(pem.key_pem, "the authority's key"))};
+  // One by one: a return from the middle of a braced initialiser would leak what is made already.
+  Authority authority;
+  authority.certificate = TIDEMARK_TRY(read_certificate(pem.certificate_pem, "the authority's certificate"));
+  authority.key = TIDEMARK_TRY(read_key(pem.key_pem, "the authority's key"));
   if (X509_check_private_key(authority.certificate.get(), authority.key.get()) != 1) {
     ERR_clear_error();
     return fail(Code::invalid_argument, "the authority's key", "does not belong to its certificate",
@@ -264,7 +267,9 @@ Result<KeyAndCertificate> make_authority(const std::string& name, WallMicros now
       X509_sign(certificate.get(), key.get(), EVP_sha256()) == 0) {
     return openssl_failed(name, "make the authority's certificate");
   }
-  return KeyAndCertificate{TIDEMARK_TRY(to_pem(key.get())), TIDEMARK_TRY(to_pem(certificate.get()))};
+  std::string key_pem = TIDEMARK_TRY(to_pem(key.get()));
+  std::string certificate_pem = TIDEMARK_TRY(to_pem(certificate.get()));
+  return KeyAndCertificate{std::move(key_pem), std::move(certificate_pem)};
 }
 
 Result<KeyAndCertificate> issue_server(const KeyAndCertificate& authority_pem, const std::vector<std::string>& names,
@@ -285,7 +290,9 @@ Result<KeyAndCertificate> issue_server(const KeyAndCertificate& authority_pem, c
     return openssl_failed(kServerName, "put its names into a certificate");
   }
   TIDEMARK_TRY(sign(authority, certificate.get(), "serverAuth"));
-  return KeyAndCertificate{TIDEMARK_TRY(to_pem(key.get())), TIDEMARK_TRY(to_pem(certificate.get()))};
+  std::string key_pem = TIDEMARK_TRY(to_pem(key.get()));
+  std::string certificate_pem = TIDEMARK_TRY(to_pem(certificate.get()));
+  return KeyAndCertificate{std::move(key_pem), std::move(certificate_pem)};
 }
 
 Result<std::string> issue_machine(const KeyAndCertificate& authority_pem, const std::string& csr_pem,
@@ -317,7 +324,9 @@ Result<std::string> issue_machine(const KeyAndCertificate& authority_pem, const 
 
 Result<KeyAndRequest> make_request(const std::string& common_name) {
   const KeyPtr key = TIDEMARK_TRY(make_key());
-  return KeyAndRequest{TIDEMARK_TRY(to_pem(key.get())), TIDEMARK_TRY(request_for(key.get(), common_name))};
+  std::string key_pem = TIDEMARK_TRY(to_pem(key.get()));
+  std::string csr_pem = TIDEMARK_TRY(request_for(key.get(), common_name));
+  return KeyAndRequest{std::move(key_pem), std::move(csr_pem)};
 }
 
 Result<std::string> make_request_for_key(const std::string& key_pem, const std::string& common_name) {
