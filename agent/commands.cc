@@ -116,8 +116,12 @@ Status do_enroll(const StateDir& dir, const EnrollCommand& command, bool json) {
   TIDEMARK_TRY(dir.create());
   const StateLock lock = TIDEMARK_TRY(StateLock::take(dir));
   std::string override_text;
-  if (const auto config = load_config(dir.config())) override_text = config->fingerprint_override;
-  EnrollRequest request{command.token, command.address, command.name, command.replace,
+  std::string name = command.name;
+  if (const auto config = load_config(dir.config())) {
+    override_text = config->fingerprint_override;
+    if (name.empty()) name = config->name;  // enrolled before: the same machine
+  }
+  EnrollRequest request{command.token, command.address, name, command.replace,
                         TIDEMARK_TRY(machine_fingerprint({}, "/etc/machine-id", override_text))};
   const Enrolled enrolled = TIDEMARK_TRY(enroll(dir, request));
   if (json) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 
@@ -22,6 +23,7 @@ constexpr int kPointTries = 3;    // once: epochs after the first, until one is 
 constexpr int kChangedTries = 3;  // in a row, at once, when a disk changed its size
 constexpr int kFreezeShare = 20;  // file systems stand still for at most a twentieth of the time
 constexpr auto kPointPatience = std::chrono::seconds(30);  // without a point, before a freeze is thought of
+constexpr auto kRenewPatience = std::chrono::seconds(5);
 constexpr auto kSourceRetry = std::chrono::seconds(10);
 
 class Runner {
@@ -62,6 +64,8 @@ class Runner {
   std::unique_ptr<SourceSet> sources_;
   DigestComparison tracker_;
   std::unique_ptr<Engine> engine_;
+
+  std::atomic<bool> renewing_{false};  // asked, not answered
 
   RunOutcome outcome_;
   bool done_ = false;
@@ -117,6 +121,7 @@ Result<LinkOptions> Runner::link_options(const std::string& address) {
   link.hello.set_boot_id(boot_id_);
   link.rate_limit_mib_s = config_.rate_limit_mib_s;
   link.on_renewed = [this](const std::string& pem) {
+    renewing_ = false;
     const auto info = net::describe_certificate(pem);
     if (!info || info->machine != machine_) {
       spdlog::warn("renewed certificate refused why=\"{}\"", info ? "it names another machine" : info.error().what);
@@ -159,6 +164,7 @@ void Runner::renew_if_due(Link& link) {
   const auto request =
       key ? net::make_request_for_key(*key, config_.name) : Result<std::string>(std::unexpected(key.error()));
   const Status asked = request ? link.renew(*request) : Status(std::unexpected(request.error()));
+  renewing_ = asked.has_value();
   if (!asked) spdlog::warn("certificate not renewed error=\"{}\"", asked.error().message());
 }
 
@@ -267,6 +273,10 @@ Status Runner::serve(Link& link) {
       renew_if_due(link);
       renew_next = clock_.monotonic() + std::chrono::hours(1);
     }
+  }
+  const auto patience = clock_.monotonic() + kRenewPatience;
+  while (done_ && renewing_ && clock_.monotonic() < patience &&
+         wait_until(clock_.monotonic() + milliseconds(20), &link)) {
   }
   if (link.alive()) link.goodbye(stop_.stop_requested() ? "the agent was asked to stop" : "done");
   return {};

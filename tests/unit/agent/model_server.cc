@@ -165,6 +165,7 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
       if (std::exchange(server_.lose_durable, false)) return cut();
       session_->on_durable(newest().number, newest().digest, std::nullopt);
     }
+    if (renewed_) send(wire::FrameType::renew_reply, *std::exchange(renewed_, std::nullopt));
     for (const pb::DigestReply& reply : std::exchange(replies_, {})) session_->on_digests(reply);
     return true;
   }
@@ -276,7 +277,13 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
     replies_.push_back(std::move(reply));
     return {};
   }
-  Status renew(const pb::RenewRequest&) override { return {}; }
+  Status renew(const pb::RenewRequest& request) override {
+    pb::RenewReply reply;
+    reply.set_certificate_pem(TIDEMARK_TRY(
+        net::issue_machine(server_.authority, request.csr_pem(), stream_->peer().machine, Clock::system().wall_us())));
+    renewed_ = std::move(reply);
+    return {};
+  }
   void progress(const pb::Progress& progress) override { server_.states.push_back(progress.state()); }
   void on_history_diverged(const Error&) override {}
 
@@ -288,6 +295,7 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
   std::uint64_t sent_ = 0;
   bool committed_ = false;
   std::vector<pb::DigestReply> replies_;
+  std::optional<pb::RenewReply> renewed_;
   std::unique_ptr<net::TlsStream> stream_;
 };
 
@@ -299,11 +307,12 @@ ModelServer::ModelServer() : impl_(std::make_unique<Impl>()) {}
 ModelServer::~ModelServer() = default;
 std::string ModelServer::address() const { return impl_->acceptor->address(); }
 
-void ModelServer::enroll(const StateDir& dir, const std::string& more_config) {
+void ModelServer::enroll(const StateDir& dir, const std::string& more_config, int age_days) {
   TIDEMARK_CHECK(dir.create().has_value());
   const auto request = *net::make_request("test");
   const auto machine = *MachineId::parse("0123456789abcdef0123456789abcdef");
-  const auto pem = *net::issue_machine(impl_->authority, request.csr_pem, machine, Clock::system().wall_us());
+  const auto pem = *net::issue_machine(impl_->authority, request.csr_pem, machine,
+                                       Clock::system().wall_us() - std::int64_t{age_days} * 86'400'000'000);
   const std::string config =
       "server = \"" + address() + "\"\nname = \"test\"\nfingerprint_override = \"test\"\n" + more_config;
   TIDEMARK_CHECK(write_file_atomically(dir.key(), request.key_pem, 0600).has_value());

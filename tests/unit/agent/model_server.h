@@ -35,7 +35,8 @@ class ModelServer {
 
   std::string address() const;
   // Gives the machine an identity of this server's authority.
-  void enroll(const StateDir& dir, const std::string& more_config);
+  // `age_days`: how long ago its certificate of 90 days was issued.
+  void enroll(const StateDir& dir, const std::string& more_config, int age_days = 0);
 
   std::vector<ModelEpoch> epochs() const;
   std::optional<std::uint32_t> disk_of(const std::string& identity) const;

@@ -363,6 +363,31 @@ TEST_F(RunnerTest, AnotherAuthoritysServerIsRefused) {
   EXPECT_EQ(outcome.error().code, Code::unauthenticated) << outcome.error().message();
 }
 
+TEST_F(RunnerTest, CertificateIsRenewedInItsLastThird) {
+  const auto disk = temp_.write("a.img", noise(23, 4096));
+  disks_ = {disk};
+  server_.enroll(dir_, "", 55);
+  const std::string before = slurp(dir_.certificate());
+  EXPECT_TRUE(last(sync()).point);
+  EXPECT_EQ(slurp(dir_.certificate()), before) << "not yet";
+  server_.enroll(dir_, "", 70);
+  const std::string old = slurp(dir_.certificate());
+  EXPECT_TRUE(last(sync()).point);
+  EXPECT_NE(slurp(dir_.certificate()), old);
+  EXPECT_TRUE(dir_.machine());
+  EXPECT_TRUE(last(sync()).point) << "and it is good";
+}
+
+TEST_F(RunnerTest, ExpiredCertificateIsRefusedInWords) {
+  const auto disk = temp_.write("a.img", noise(24, 4096));
+  disks_ = {disk};
+  server_.enroll(dir_, "", 100);
+  const auto outcome = sync();
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, Code::unauthenticated);
+  EXPECT_NE(outcome.error().message().find("expired"), std::string::npos) << outcome.error().message();
+}
+
 TEST_F(RunnerTest, SmallCreditThrottleAndRateLimitOnlySlowItDown) {
   const auto disk = temp_.write("a.img", noise(22, 6 << 20));
   protect({disk}, "rate_limit_mib_s = 40\n");
