@@ -102,7 +102,7 @@ struct Connecting::Impl : std::enable_shared_from_this<Impl> {
     });
     resolver.async_resolve(
         address.host, std::to_string(address.port), tcp::resolver::numeric_service,
-        [self = shared_from_this()](const std::error_code& error, tcp::resolver::results_type found) {
+        [self = shared_from_this()](const std::error_code& error, const tcp::resolver::results_type& found) {
           if (!self->done) return;
           if (error) return self->finish(std::unexpected(resolve_error(error, self->address)));
           for (const auto& entry : found) {

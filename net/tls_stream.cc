@@ -110,7 +110,7 @@ struct TlsStream::Impl : std::enable_shared_from_this<Impl> {
   }
 
   template <typename Function>
-  void post(Function function) {
+  void post(const Function& function) {
     asio::post(socket.get_executor(), [self = shared_from_this(), function] { function(*self); });
   }
 
@@ -142,7 +142,7 @@ struct TlsStream::Impl : std::enable_shared_from_this<Impl> {
   }
 
   // Closes and tells the handler, from the loop.
-  void finish(std::optional<Error> error) {
+  void finish(const std::optional<Error>& error) {
     if (state == State::closed || state == State::detached) return;
     state = State::closed;
     release();
