@@ -128,7 +128,7 @@ struct TlsStream::Impl : std::enable_shared_from_this<Impl> {
                 "did not finish the TLS handshake within " + std::to_string(limits::kHandshakeDeadlineSeconds) + " s",
                 "check the network between the two"});
     } else if (state == State::draining) {
-      finish(std::move(reason));
+      finish(reason);
     }
   }
 
@@ -175,7 +175,7 @@ struct TlsStream::Impl : std::enable_shared_from_this<Impl> {
   void close_half_when_sent() {
     if (state != State::draining || half_closed || core->queue.size() != 0) return;
     half_closed = true;
-    if (end_of_stream) return finish(std::move(reason));
+    if (end_of_stream) return finish(reason);
     ::shutdown(socket.native_handle(), SHUT_WR);
     set_deadline(kLinger);
   }
@@ -185,10 +185,10 @@ struct TlsStream::Impl : std::enable_shared_from_this<Impl> {
     const std::span<std::byte> space = buffer.span();
     const ssize_t got = ::recv(socket.native_handle(), space.data(), space.size(), MSG_DONTWAIT);
     if (got > 0) counters.bytes_received += static_cast<std::uint64_t>(got);
-    if (got < 0 && errno != EAGAIN && errno != EINTR) return finish(std::move(reason));
+    if (got < 0 && errno != EAGAIN && errno != EINTR) return finish(reason);
     if (got == 0) {
       end_of_stream = true;
-      if (core->queue.size() == 0) return finish(std::move(reason));
+      if (core->queue.size() == 0) return finish(reason);
       return;  // the peer closed its half only: it still gets what is queued
     }
     wait_readable();
