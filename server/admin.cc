@@ -82,12 +82,14 @@ Result<int> listen_unix(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path)
-    return fail(Code::invalid_argument, path, "is too long for a unix socket: at most " + std::to_string(sizeof address.sun_path - 1) + " characters",
+    return fail(Code::invalid_argument, path,
+                "is too long for a unix socket: at most " + std::to_string(sizeof address.sun_path - 1) + " characters",
                 "name a shorter one as server.admin_socket in the configuration");
   path.copy(address.sun_path, path.size());
-  struct stat info {};
+  struct stat info{};
   if (::lstat(path.c_str(), &info) == 0) {
-    if (!S_ISSOCK(info.st_mode)) return fail(Code::already_exists, path, "is there and is not a socket", "name another admin_socket");
+    if (!S_ISSOCK(info.st_mode))
+      return fail(Code::already_exists, path, "is there and is not a socket", "name another admin_socket");
     ::unlink(path.c_str());  // of a server that died
   }
   const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -131,23 +133,27 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(Node& node, const std::s
     if (!response.body.empty()) return;
     const int status = response.status;
     if (status == 404) {
-      answer(response, Error{Code::not_found, request.method + " " + request.path, "there is no such thing in this API", "see docs/admin_api.md"});
+      answer(response, Error{Code::not_found, request.method + " " + request.path, "there is no such thing in this API",
+                             "see docs/admin_api.md"});
     } else {
-      answer(response, Error{Code::invalid_argument, request.method + " " + request.path, "the request is not understood", {}});
+      answer(response,
+             Error{Code::invalid_argument, request.method + " " + request.path, "the request is not understood", {}});
     }
     response.status = status;
   });
-  http.set_exception_handler([](const httplib::Request& request, httplib::Response& response, std::exception_ptr thrown) {
-    std::string what = "unknown";
-    try {
-      std::rethrow_exception(thrown);
-    } catch (const std::exception& exception) {
-      what = exception.what();
-    } catch (...) {
-    }
-    spdlog::error("admin request failed{}{}{}", kv("method", request.method), kv("path", request.path), kv("why", what));
-    answer(response, Error{Code::internal, request.path, what, {}});
-  });
+  http.set_exception_handler(
+      [](const httplib::Request& request, httplib::Response& response, std::exception_ptr thrown) {
+        std::string what = "unknown";
+        try {
+          std::rethrow_exception(thrown);
+        } catch (const std::exception& exception) {
+          what = exception.what();
+        } catch (...) {
+        }
+        spdlog::error("admin request failed{}{}{}", kv("method", request.method), kv("path", request.path),
+                      kv("why", what));
+        answer(response, Error{Code::internal, request.path, what, {}});
+      });
   add_server_routes(http, node);
   add_machine_routes(http, node);
   add_point_routes(http, node);
@@ -165,7 +171,9 @@ void AdminServer::stop() {
   ::unlink(impl_->path.c_str());
 }
 
-void answer(httplib::Response& response, const nlohmann::json& body) { response.set_content(dump(body) + "\n", "application/json"); }
+void answer(httplib::Response& response, const nlohmann::json& body) {
+  response.set_content(dump(body) + "\n", "application/json");
+}
 
 void answer(httplib::Response& response, const Error& error) {
   response.status = http_status(error.code);
@@ -188,7 +196,8 @@ Result<MachinePlace> find_place(Node& node, const std::string& name_or_id) {
   place.host = place.shard->host(partition);
   place.partition = place.host->partition();
   if (place.partition == nullptr)
-    return fail(Code::unavailable, "partition " + std::to_string(partition.value()), "it could not be opened", "GET /v1/health and the server's log say why");
+    return fail(Code::unavailable, "partition " + std::to_string(partition.value()), "it could not be opened",
+                "GET /v1/health and the server's log say why");
   return place;
 }
 
@@ -209,17 +218,21 @@ Result<storage::pb::EpochEntry> find_point(Node& node, const MachinePlace& place
   for (const auto& point : points)
     if (point.number() <= moment.epoch->value()) return point;
   return fail(Code::not_found, at, "no point at or before this epoch",
-              points.empty() ? "the machine has no points yet" : "the oldest point is epoch:" + std::to_string(points.back().number()));
+              points.empty() ? "the machine has no points yet"
+                             : "the oldest point is epoch:" + std::to_string(points.back().number()));
 }
 
-Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage::pb::EpochEntry& point, const std::string& disk) {
+Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage::pb::EpochEntry& point,
+                             const std::string& disk) {
   for (const auto& known : disks) {
     if (known.name != disk && std::to_string(known.disk) != disk) continue;
     for (const auto& size : point.disks())
       if (size.disk() == known.disk) return DiskReport{known.disk, known.name, size.size()};
-    return fail(Code::not_found, disk, "the machine did not have this disk at that point", "GET the point for its disks");
+    return fail(Code::not_found, disk, "the machine did not have this disk at that point",
+                "GET the point for its disks");
   }
-  return fail(Code::not_found, disk, "the machine has no such disk", "GET the machine for its disks; a number or a name is taken");
+  return fail(Code::not_found, disk, "the machine has no such disk",
+              "GET the machine for its disks; a number or a name is taken");
 }
 
 }  // namespace tidemark::server

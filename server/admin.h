@@ -1,5 +1,5 @@
-// The admin API: HTTP on a unix socket, docs/admin_api.md. Requests run on threads of their own, a fixed number; further
-// ones wait in the kernel's queue. They reach the shards by messages and the store by its calls for any thread.
+// The admin API: HTTP on a unix socket, docs/admin_api.md. Requests run on threads of their own, a fixed number;
+// further ones wait in the kernel's queue. They reach the shards by messages and the store by its calls for any thread.
 #pragma once
 
 #include <memory>
@@ -15,8 +15,8 @@ class AdminServer {
  public:
   static constexpr int kThreads = 8;
 
-  // Binds the socket (mode 0600) and serves. Whatever socket lies at `path` is replaced: the caller holds the lock of the
-  // data directory.
+  // Binds the socket (mode 0600) and serves. Whatever socket lies at `path` is replaced: the caller holds the lock of
+  // the data directory.
   static Result<std::unique_ptr<AdminServer>> start(Node& node, const std::string& path);
   ~AdminServer();  // stop()
   // Streams that are under way are cut off (Node::stopping is set before). Removes the socket.

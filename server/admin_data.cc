@@ -22,7 +22,8 @@ constexpr auto kProgressEvery = std::chrono::milliseconds(250);
 
 // Gives [offset, offset + length) to `take`, piece by piece; what is known to be zero is not read.
 template <typename Take>
-Status walk(storage::Reader& reader, std::uint64_t offset, std::uint64_t length, std::vector<std::byte>& buffer, Take take) {
+Status walk(storage::Reader& reader, std::uint64_t offset, std::uint64_t length, std::vector<std::byte>& buffer,
+            Take take) {
   static const std::vector<std::byte> kZeroes(kStep);
   const std::uint64_t end = offset + length;
   while (offset < end) {
@@ -71,7 +72,8 @@ Status stream_data(Node& node, const httplib::Request& request, httplib::Respons
   if (*range) {
     response.status = 206;
     response.set_header("Content-Range", "bytes " + std::to_string(wanted.offset) + "-" +
-                                             std::to_string(wanted.offset + wanted.length - 1) + "/" + std::to_string(size));
+                                             std::to_string(wanted.offset + wanted.length - 1) + "/" +
+                                             std::to_string(size));
   }
   if (wanted.length == 0) {
     response.set_content("", "application/octet-stream");
@@ -84,10 +86,13 @@ Status stream_data(Node& node, const httplib::Request& request, httplib::Respons
       [&node, reader, wanted, buffer, what](std::size_t offset, std::size_t length, httplib::DataSink& sink) {
         // httplib asks again for what is left, until all is written.
         const std::uint64_t step = std::min<std::uint64_t>(length, 16 * kStep);
-        const auto walked = walk(*reader, wanted.offset + offset, step, *buffer, [&](std::uint64_t, std::span<const std::byte> bytes) -> Status {
-          if (node.stopping || !sink.write(reinterpret_cast<const char*>(bytes.data()), bytes.size())) return cut_off();
-          return {};
-        });
+        const auto walked =
+            walk(*reader, wanted.offset + offset, step, *buffer,
+                 [&](std::uint64_t, std::span<const std::byte> bytes) -> Status {
+                   if (node.stopping || !sink.write(reinterpret_cast<const char*>(bytes.data()), bytes.size()))
+                     return cut_off();
+                   return {};
+                 });
         // Cut short, the client sees less than Content-Length: never wrong bytes.
         if (!walked && walked.error().code != Code::cancelled)
           spdlog::error("export cut off{}{}", kv("disk", what), kv(walked.error()));
@@ -128,7 +133,8 @@ class Verification {
     return true;
   }
   bool finish() {
-    return tell({{"ok", damaged_count_ == 0}, {"sha256", digests_}, {"damaged", damaged_}, {"damaged_count", damaged_count_}});
+    return tell(
+        {{"ok", damaged_count_ == 0}, {"sha256", digests_}, {"damaged", damaged_}, {"damaged_count", damaged_count_}});
   }
   std::uint64_t damaged() const { return damaged_count_; }
 
@@ -169,32 +175,37 @@ Status verify(Node& node, const httplib::Request& request, httplib::Response& re
   auto work = std::make_shared<Work>();
   for (const auto& size : point.disks()) {
     const auto disk = TIDEMARK_TRY(find_disk(report.disks, point, std::to_string(size.disk())));
-    work->emplace_back(disk, TIDEMARK_TRY(place.partition->read(place.id, DiskId(disk.disk), EpochNumber(point.number()), kIndexTimeout)));
+    work->emplace_back(disk, TIDEMARK_TRY(place.partition->read(place.id, DiskId(disk.disk),
+                                                                EpochNumber(point.number()), kIndexTimeout)));
   }
   response.set_header("Tidemark-Epoch", std::to_string(point.number()));
-  response.set_chunked_content_provider(
-      "application/jsonl", [&node, work, name = report.name, epoch = point.number()](std::size_t, httplib::DataSink& sink) {
-        Verification verification(node, sink);
-        for (const auto& [disk, reader] : *work)
-          if (!verification.disk(*reader, disk)) return false;
-        if (!verification.finish()) return false;
-        if (verification.damaged() != 0)
-          spdlog::error("verification found damage{}{}{}", kv("machine", name), kv("epoch", epoch), kv("damaged", verification.damaged()));
-        sink.done();
-        return true;
-      });
+  response.set_chunked_content_provider("application/jsonl", [&node, work, name = report.name, epoch = point.number()](
+                                                                 std::size_t, httplib::DataSink& sink) {
+    Verification verification(node, sink);
+    for (const auto& [disk, reader] : *work)
+      if (!verification.disk(*reader, disk)) return false;
+    if (!verification.finish()) return false;
+    if (verification.damaged() != 0)
+      spdlog::error("verification found damage{}{}{}", kv("machine", name), kv("epoch", epoch),
+                    kv("damaged", verification.damaged()));
+    sink.done();
+    return true;
+  });
   return {};
 }
 
 }  // namespace
 
 void add_data_routes(httplib::Server& http, Node& node) {
-  http.Get("/v1/machines/([^/]+)/points/([^/]+)/disks/([^/]+)/data", [&node](const httplib::Request& request, httplib::Response& response) {
-    if (const auto streamed = stream_data(node, request, response); !streamed) answer(response, streamed.error());
-  });
-  http.Post("/v1/machines/([^/]+)/points/([^/]+)/verify", [&node](const httplib::Request& request, httplib::Response& response) {
-    if (const auto begun = verify(node, request, response); !begun) answer(response, begun.error());
-  });
+  http.Get("/v1/machines/([^/]+)/points/([^/]+)/disks/([^/]+)/data",
+           [&node](const httplib::Request& request, httplib::Response& response) {
+             if (const auto streamed = stream_data(node, request, response); !streamed)
+               answer(response, streamed.error());
+           });
+  http.Post("/v1/machines/([^/]+)/points/([^/]+)/verify",
+            [&node](const httplib::Request& request, httplib::Response& response) {
+              if (const auto begun = verify(node, request, response); !begun) answer(response, begun.error());
+            });
 }
 
 }  // namespace tidemark::server

@@ -32,7 +32,8 @@ Status change(const MachinePlace& place, std::function<Status(MachineRecord&)> h
     }
     // What `how` refuses is found above; here it changes the record as it is when its turn comes.
     place.host->put(
-        place.id, [how](MachineRecord& record) { static_cast<void>(how(record)); }, [promise](const Status& done) { promise->set_value(done); });
+        place.id, [how](MachineRecord& record) { static_cast<void>(how(record)); },
+        [promise](const Status& done) { promise->set_value(done); });
   });
   if (written.wait_for(kIndexTimeout) != std::future_status::ready)
     return fail(Code::timed_out, place.id.to_string(), "the change is not durable yet", "look again in a moment");
@@ -73,7 +74,9 @@ Status set_revoked(const MachinePlace& place, const std::string& name, bool revo
     record.set_revoked(revoked);
     return {};
   }));
-  if (revoked) expel(place, {Code::permission_denied, name, "the certificates of this machine are revoked", "enrol it again with a token made for it"});
+  if (revoked)
+    expel(place, {Code::permission_denied, name, "the certificates of this machine are revoked",
+                  "enrol it again with a token made for it"});
   return {};
 }
 
@@ -82,7 +85,8 @@ Result<json> patch(Node& node, const std::string& who, const std::string& text) 
   const auto before = TIDEMARK_TRY(find_report(place));
   const json body = json::parse(text, nullptr, false);
   const auto wrong = [&](const std::string& what) {
-    return fail(Code::invalid_argument, "body", what, R"(one of {"name": "new"}, {"quarantine": "accept"|"keep"}, {"revoked": true|false})");
+    return fail(Code::invalid_argument, "body", what,
+                R"(one of {"name": "new"}, {"quarantine": "accept"|"keep"}, {"revoked": true|false})");
   };
   if (!body.is_object() || body.size() != 1) return wrong("it must be a JSON object with one key");
   const std::string key = body.begin().key();
@@ -99,7 +103,8 @@ Result<json> patch(Node& node, const std::string& who, const std::string& text) 
   } else {
     return wrong("the key " + key + " is not known");
   }
-  spdlog::info("machine changed{}{}{}{}", kv("machine", before.name), kv("id", place.id.to_string()), kv("what", key), kv("to", dump(value)));
+  spdlog::info("machine changed{}{}{}{}", kv("machine", before.name), kv("id", place.id.to_string()), kv("what", key),
+               kv("to", dump(value)));
   return to_json(TIDEMARK_TRY(find_report(place)));
 }
 
@@ -107,7 +112,9 @@ Status remove(Node& node, const std::string& who, const std::string& confirm) {
   const auto place = TIDEMARK_TRY(find_place(node, who));
   const auto report = TIDEMARK_TRY(find_report(place));
   if (confirm != report.name)
-    return fail(Code::invalid_argument, report.name, "removing a machine removes all its points: it needs confirm=" + report.name, "add the query parameter confirm with the machine's name");
+    return fail(Code::invalid_argument, report.name,
+                "removing a machine removes all its points: it needs confirm=" + report.name,
+                "add the query parameter confirm with the machine's name");
   expel(place, {Code::permission_denied, report.name, "this machine was removed from the server", {}});
   TIDEMARK_TRY(change(place, [](MachineRecord& record) -> Status {
     record.set_removed(true);

@@ -23,10 +23,12 @@ Result<json> list_points(Node& node, const httplib::Request& request) {
     const std::string text = request.get_param_value("limit");
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), limit);
     if (error != std::errc() || end != text.data() + text.size() || limit == 0 || limit > kPointsMax)
-      return fail(Code::invalid_argument, "limit", "is \"" + text + "\"", "allowed is 1 to " + std::to_string(kPointsMax));
+      return fail(Code::invalid_argument, "limit", "is \"" + text + "\"",
+                  "allowed is 1 to " + std::to_string(kPointsMax));
   }
   const std::string fuzzy = request.get_param_value("fuzzy");
-  const auto points = TIDEMARK_TRY(place.partition->epochs(place.id, limit, fuzzy == "1" || fuzzy == "true", kIndexTimeout));
+  const auto points =
+      TIDEMARK_TRY(place.partition->epochs(place.id, limit, fuzzy == "1" || fuzzy == "true", kIndexTimeout));
   json list = json::array();
   for (const auto& point : points) list.push_back(point_to_json(point, report.disks));
   return json{{"points", std::move(list)}};
@@ -55,7 +57,8 @@ Status stream_map(Node& node, const httplib::Request& request, httplib::Response
     for (std::uint64_t at = 0; at < size;) {
       if (node.stopping) return false;
       const auto ranges = reader->map(at, std::min(kMapStep, size - at));
-      if (!ranges || ranges->empty()) return false;  // the connection is cut: a map that is short is never taken for whole
+      if (!ranges || ranges->empty())
+        return false;  // the connection is cut: a map that is short is never taken for whole
       for (const auto& range : *ranges) {
         text += first ? "\n" : ",\n";
         first = false;
@@ -82,12 +85,15 @@ void add_point_routes(httplib::Server& http, Node& node) {
   http.Get("/v1/machines/([^/]+)/points", [&node](const httplib::Request& request, httplib::Response& response) {
     answer(response, list_points(node, request));
   });
-  http.Get("/v1/machines/([^/]+)/points/([^/]+)", [&node](const httplib::Request& request, httplib::Response& response) {
-    answer(response, one_point(node, request));
-  });
-  http.Get("/v1/machines/([^/]+)/points/([^/]+)/disks/([^/]+)/map", [&node](const httplib::Request& request, httplib::Response& response) {
-    if (const auto streamed = stream_map(node, request, response); !streamed) answer(response, streamed.error());
-  });
+  http.Get("/v1/machines/([^/]+)/points/([^/]+)",
+           [&node](const httplib::Request& request, httplib::Response& response) {
+             answer(response, one_point(node, request));
+           });
+  http.Get("/v1/machines/([^/]+)/points/([^/]+)/disks/([^/]+)/map",
+           [&node](const httplib::Request& request, httplib::Response& response) {
+             if (const auto streamed = stream_map(node, request, response); !streamed)
+               answer(response, streamed.error());
+           });
 }
 
 }  // namespace tidemark::server

@@ -43,7 +43,8 @@ Result<MachineReport> find_report(const MachinePlace& place);
 // The point that AT means.
 Result<storage::pb::EpochEntry> find_point(Node& node, const MachinePlace& place, const std::string& at);
 // DISK: a number or a name.
-Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage::pb::EpochEntry& point, const std::string& disk);
+Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage::pb::EpochEntry& point,
+                             const std::string& disk);
 
 inline constexpr auto kIndexTimeout = std::chrono::seconds(30);
 

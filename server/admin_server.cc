@@ -37,7 +37,8 @@ Result<std::vector<HostSummary>> summaries(Node& node) {
   for (const auto& shard : node.shards) {
     const auto some = TIDEMARK_TRY(shard->call([shard = shard.get()] {
       std::vector<HostSummary> list;
-      for (const auto& host : shard->hosts()) list.push_back({host->health(), host->machine_count(), host->session_count()});
+      for (const auto& host : shard->hosts())
+        list.push_back({host->health(), host->machine_count(), host->session_count()});
       return list;
     }));
     all.insert(all.end(), some.begin(), some.end());
@@ -48,7 +49,8 @@ Result<std::vector<HostSummary>> summaries(Node& node) {
 
 json partitions_json(const std::vector<HostSummary>& all) {
   json list = json::array();
-  for (const auto& one : all) list.push_back({{"id", one.health.id.value()}, {"state", to_string(one.health.state)}, {"why", one.health.why}});
+  for (const auto& one : all)
+    list.push_back({{"id", one.health.id.value()}, {"state", to_string(one.health.state)}, {"why", one.health.why}});
   return list;
 }
 
@@ -103,23 +105,29 @@ Result<json> make_token(Node& node, const std::string& text) {
     }
   }
   const auto created = TIDEMARK_TRY(node.tokens->create(std::chrono::seconds(ttl), machine));
-  spdlog::info("token made{}{}", kv("expires", format_rfc3339(created.expires_us)), kv("machine", machine ? machine->to_string() : "new"));
+  spdlog::info("token made{}{}", kv("expires", format_rfc3339(created.expires_us)),
+               kv("machine", machine ? machine->to_string() : "new"));
   const net::Token token{.address = address, .ca_sha256 = node.authority.ca_sha256(), .secret = created.secret};
-  return json{{"token", net::encode_token(token)}, {"expires", format_rfc3339(created.expires_us)}, {"address", address}};
+  return json{
+      {"token", net::encode_token(token)}, {"expires", format_rfc3339(created.expires_us)}, {"address", address}};
 }
 
 }  // namespace
 
 void add_server_routes(httplib::Server& http, Node& node) {
-  http.Get("/v1/server", [&node](const httplib::Request&, httplib::Response& response) { answer(response, server_json(node)); });
+  http.Get("/v1/server",
+           [&node](const httplib::Request&, httplib::Response& response) { answer(response, server_json(node)); });
   http.Get("/v1/health", [&node](const httplib::Request&, httplib::Response& response) {
     const auto all = summaries(node);
     if (!all) return answer(response, all.error());
-    const bool ok = std::all_of(all->begin(), all->end(), [](const auto& one) { return one.health.state == PartitionHost::State::serving; });
+    const bool ok = std::all_of(all->begin(), all->end(),
+                                [](const auto& one) { return one.health.state == PartitionHost::State::serving; });
     response.status = ok ? 200 : 503;
     answer(response, json{{"ok", ok}, {"partitions", partitions_json(*all)}});
   });
-  http.Post("/v1/tokens", [&node](const httplib::Request& request, httplib::Response& response) { answer(response, make_token(node, request.body)); });
+  http.Post("/v1/tokens", [&node](const httplib::Request& request, httplib::Response& response) {
+    answer(response, make_token(node, request.body));
+  });
   http.Get("/metrics", [&node](const httplib::Request&, httplib::Response& response) {
     response.set_content(metrics_text(node), "text/plain; version=0.0.4");
   });

@@ -11,7 +11,8 @@ namespace {
 constexpr std::string_view kSuperseded = "superseded:";
 
 bool has_serial(const storage::pb::MachineRecord& record, const std::string& entry) {
-  return std::find(record.revoked_serials().begin(), record.revoked_serials().end(), entry) != record.revoked_serials().end();
+  return std::find(record.revoked_serials().begin(), record.revoked_serials().end(), entry) !=
+         record.revoked_serials().end();
 }
 
 // Every superseded serial becomes a revoked one. True when there was any.
@@ -29,7 +30,8 @@ std::string short_hex(const std::string& bytes) { return to_hex(std::as_bytes(st
 
 }  // namespace
 
-AdmitDecision decide_admission(const storage::pb::MachineRecord& record, const std::string& serial, const pb::Hello& hello) {
+AdmitDecision decide_admission(const storage::pb::MachineRecord& record, const std::string& serial,
+                               const pb::Hello& hello) {
   AdmitDecision decision;
   const auto refuse = [&](Refusal refusal, Code code, std::string what, std::string remedy) {
     decision.refusal = refusal;
@@ -39,9 +41,12 @@ AdmitDecision decide_admission(const storage::pb::MachineRecord& record, const s
   if (record.removed())
     return refuse(Refusal::removed, Code::permission_denied, "this machine was removed from the server",
                   "enrol it as a new machine, with a new token");
-  const std::string again = "enrol it again with a token made for it: `tidemark token create --machine " + record.name() + "`";
-  if (record.revoked()) return refuse(Refusal::revoked, Code::permission_denied, "the certificates of this machine are revoked", again);
-  if (has_serial(record, serial)) return refuse(Refusal::revoked, Code::permission_denied, "this certificate is revoked", again);
+  const std::string again =
+      "enrol it again with a token made for it: `tidemark token create --machine " + record.name() + "`";
+  if (record.revoked())
+    return refuse(Refusal::revoked, Code::permission_denied, "the certificates of this machine are revoked", again);
+  if (has_serial(record, serial))
+    return refuse(Refusal::revoked, Code::permission_denied, "this certificate is revoked", again);
 
   decision.record = record;
   if (!record.fingerprint().empty() && hello.fingerprint() != record.fingerprint()) {
@@ -52,7 +57,8 @@ AdmitDecision decide_admission(const storage::pb::MachineRecord& record, const s
       decision.record.set_quarantine_fingerprint(hello.fingerprint());
       decision.store = true;
     }
-    return refuse(Refusal::quarantined, Code::quarantined, "this machine is not the one that was enrolled: its fingerprint changed",
+    return refuse(Refusal::quarantined, Code::quarantined,
+                  "this machine is not the one that was enrolled: its fingerprint changed",
                   "if it took the other's place: `tidemark machine accept " + record.name() +
                       "` (PATCH quarantine accept); if it is a clone: enrol it with a token of its own");
   }
@@ -68,7 +74,8 @@ AdmitDecision decide_admission(const storage::pb::MachineRecord& record, const s
   return decision;
 }
 
-void supersede_serial(storage::pb::MachineRecord& record, const std::string& old_serial, const std::string& new_serial) {
+void supersede_serial(storage::pb::MachineRecord& record, const std::string& old_serial,
+                      const std::string& new_serial) {
   constexpr int kKept = 32;  // far more than renewals within a certificate's life
   if (old_serial != record.certificate_serial() && !record.certificate_serial().empty())
     record.add_revoked_serials(record.certificate_serial());  // an answer that was lost: nobody has this one

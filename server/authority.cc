@@ -62,7 +62,8 @@ net::Credentials Authority::server_credentials() const {
   return {.certificate_pem = server_.certificate_pem, .key_pem = server_.key_pem, .ca_pem = ca_.certificate_pem};
 }
 
-Result<Authority::Issued> Authority::issue_machine(const std::string& csr_pem, const MachineId& machine, WallMicros now_us) const {
+Result<Authority::Issued> Authority::issue_machine(const std::string& csr_pem, const MachineId& machine,
+                                                   WallMicros now_us) const {
   Issued issued;
   issued.certificate_pem = TIDEMARK_TRY(net::issue_machine(ca_, csr_pem, machine, now_us));
   issued.info = TIDEMARK_TRY(net::describe_certificate(issued.certificate_pem));

@@ -17,7 +17,9 @@ using std::chrono::seconds;
 
 std::uint32_t retry_after_ms(Code code) {
   thread_local std::minstd_rand random{std::random_device{}()};
-  const auto between = [&](std::uint32_t low, std::uint32_t high) { return low + static_cast<std::uint32_t>(random() % (high - low)); };
+  const auto between = [&](std::uint32_t low, std::uint32_t high) {
+    return low + static_cast<std::uint32_t>(random() % (high - low));
+  };
   switch (code) {
     case Code::busy: return between(1'000, 5'000);
     case Code::already_exists: return between(5'000, 15'000);
@@ -114,7 +116,10 @@ void Channel::check_deadlines(Time now) {
   if (!greeted()) {
     if (now - since_ > seconds(limits::kHandshakeDeadlineSeconds) && !paused_) {
       shard_.counters().refuse(Refusal::deadline);
-      end({Code::timed_out, peer_.address, "no Hello within " + std::to_string(limits::kHandshakeDeadlineSeconds) + " seconds", {}},
+      end({Code::timed_out,
+           peer_.address,
+           "no Hello within " + std::to_string(limits::kHandshakeDeadlineSeconds) + " seconds",
+           {}},
           retry_after_ms(Code::timed_out));
     }
     return;
@@ -125,10 +130,16 @@ void Channel::check_deadlines(Time now) {
   }
   if (input_.waits_for_pool()) return;
   if (input_.in_frame() && now - frame_begun_ > seconds(limits::kFrameDeadlineSeconds)) {
-    end({Code::timed_out, peer_.address, "a frame took longer than " + std::to_string(limits::kFrameDeadlineSeconds) + " seconds", {}},
+    end({Code::timed_out,
+         peer_.address,
+         "a frame took longer than " + std::to_string(limits::kFrameDeadlineSeconds) + " seconds",
+         {}},
         retry_after_ms(Code::timed_out));
   } else if (!input_.in_frame() && now - last_frame_ > seconds(limits::kIdleSessionSeconds)) {
-    end({Code::timed_out, peer_.address, "nothing came for " + std::to_string(limits::kIdleSessionSeconds) + " seconds", {}},
+    end({Code::timed_out,
+         peer_.address,
+         "nothing came for " + std::to_string(limits::kIdleSessionSeconds) + " seconds",
+         {}},
         retry_after_ms(Code::timed_out));
   }
 }
@@ -141,7 +152,11 @@ void Channel::send(wire::FrameType type, const google::protobuf::MessageLite& me
     return;
   }
   std::array<std::byte, limits::kFrameHeaderSize> head;
-  wire::encode({.type = type, .payload_size = static_cast<std::uint32_t>(payload.size()), .disk = DiskId(0), .number = next_sent_++}, head);
+  wire::encode({.type = type,
+                .payload_size = static_cast<std::uint32_t>(payload.size()),
+                .disk = DiskId(0),
+                .number = next_sent_++},
+               head);
   stream_->write(head, payload);
 }
 

@@ -48,14 +48,14 @@ class Channel : public net::TlsStream::Handler, private FramePool::Waiter, priva
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
 
-  void retry();                 // presents the frame that waits again
+  void retry();  // presents the frame that waits again
   void check_deadlines(Time now);
   void send(wire::FrameType type, const google::protobuf::MessageLite& message);
   // Tells the peer, then closes. Once; later calls do nothing.
   void end(const Error& error, std::uint32_t retry_after_ms);
   void goodbye(const std::string& reason, std::uint32_t retry_after_ms);
-  void close_quietly();         // the peer said its last word: what is queued is sent, then it is closed
-  void drop();                  // at once, without a word; on_ended follows
+  void close_quietly();  // the peer said its last word: what is queued is sent, then it is closed
+  void drop();           // at once, without a word; on_ended follows
 
   const net::Peer& peer() const { return peer_; }
   std::uint64_t id() const { return id_; }
@@ -68,8 +68,8 @@ class Channel : public net::TlsStream::Handler, private FramePool::Waiter, priva
   virtual Frame on_frame(const wire::FrameHeader& header, std::span<const std::byte> payload) = 0;
   // The connection is over, for whatever reason; called once. `error` empty: the peer closed in order, or goodbye.
   virtual void on_ended(const std::optional<Error>& error) = 0;
-  virtual bool greeted() const = 0;   // Hello was answered: the idle deadline counts, not that of the handshake
-  virtual void on_drained() {}        // the send queue is empty again
+  virtual bool greeted() const = 0;  // Hello was answered: the idle deadline counts, not that of the handshake
+  virtual void on_drained() {}       // the send queue is empty again
 
   void pause(bool paused) { paused_ = paused; }  // no frame is read or presented meanwhile
   bool paused() const { return paused_; }
@@ -100,9 +100,9 @@ class Channel : public net::TlsStream::Handler, private FramePool::Waiter, priva
   std::uint64_t next_sent_ = 0;
   std::optional<Error> cause_;  // why we end it
   bool paused_ = false;
-  bool waiting_ = false;        // a complete frame is to be presented again
+  bool waiting_ = false;  // a complete frame is to be presented again
   bool pumping_ = false;
-  bool too_large_ = false;      // a frame larger than one not greeted may send
+  bool too_large_ = false;  // a frame larger than one not greeted may send
   bool closing_ = false;
   bool ended_ = false;
 };

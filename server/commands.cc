@@ -44,7 +44,8 @@ int init(const std::string& path, const InitOptions& options) {
   const Directory directory(path);
   const auto made = create_directory(storage::system_files(), directory, options, Clock::system());
   if (!made) return failed(made.error(), made.error().code == Code::invalid_argument ? kWrong : kFailed);
-  fmt::print("made {} with {} partition{}, server id {}\n", path, made->partitions, made->partitions == 1 ? "" : "s", made->server_id);
+  fmt::print("made {} with {} partition{}, server id {}\n", path, made->partitions, made->partitions == 1 ? "" : "s",
+             made->server_id);
   fmt::print("configuration: {}\nnext: tidemarkd run --data {}\n", directory.config(), path);
   return kWell;
 }
@@ -55,7 +56,9 @@ int renew(const std::string& path, const std::vector<std::string>& addresses) {
   if (!superblock) return failed(superblock.error());
   for (const auto& address : addresses) {
     if (!net::parse_host_port(address))
-      return failed({Code::invalid_argument, "--address", "is \"" + address + "\", not an address", "write HOST:PORT as agents reach it"}, kWrong);
+      return failed({Code::invalid_argument, "--address", "is \"" + address + "\", not an address",
+                     "write HOST:PORT as agents reach it"},
+                    kWrong);
   }
   if (!addresses.empty()) {
     superblock->addresses = addresses;
@@ -65,7 +68,8 @@ int renew(const std::string& path, const std::vector<std::string>& addresses) {
   if (!renewed) return failed(renewed.error());
   const auto authority = Authority::load(directory.authority());
   if (!authority) return failed(authority.error());
-  fmt::print("certificate for {}, good until {}\nrestart tidemarkd to use it\n", fmt::join(certificate_names(superblock->addresses), ", "),
+  fmt::print("certificate for {}, good until {}\nrestart tidemarkd to use it\n",
+             fmt::join(certificate_names(superblock->addresses), ", "),
              format_rfc3339(authority->server_info().not_after_us));
   return kWell;
 }
@@ -153,15 +157,20 @@ int run_command_line(int argc, char** argv) {
   InitOptions options;
   auto* init_command = app.add_subcommand("init", "Make a data directory: authority, partitions, configuration");
   init_command->add_option("DIR", path, "Directory to make; it must be empty or not exist")->required();
-  init_command->add_option("--partitions", options.partitions, "Independent stores, fixed for good; more use more cores")
-      ->capture_default_str()->check(CLI::Range(1U, kPartitionsMax));
+  init_command
+      ->add_option("--partitions", options.partitions, "Independent stores, fixed for good; more use more cores")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, kPartitionsMax));
   init_command->add_option("--name", options.name, "What to call this server (default: the host's name)");
-  init_command->add_option("--address", options.addresses, "HOST:PORT as agents reach it; may be repeated. The first goes into tokens, all into the certificate");
+  init_command->add_option(
+      "--address", options.addresses,
+      "HOST:PORT as agents reach it; may be repeated. The first goes into tokens, all into the certificate");
 
   auto* run_command = app.add_subcommand("run", "Serve a data directory until SIGTERM or SIGINT");
   run_command->add_option("--data", data, "The data directory")->required();
   run_command->add_option("--config", config, "Configuration file (default: tidemarkd.toml in the data directory)");
-  run_command->add_option("--listen", listen, "HOST:PORT to listen on, instead of the configuration's; port 0 takes a free one");
+  run_command->add_option("--listen", listen,
+                          "HOST:PORT to listen on, instead of the configuration's; port 0 takes a free one");
 
   auto* check_command = app.add_subcommand("check-config", "Check a configuration file");
   check_command->add_option("FILE", path, "The file")->required();

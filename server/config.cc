@@ -36,8 +36,7 @@ class Section {
     const toml::node* node = root.get(name_);
     if (node == nullptr) return;
     table_ = node->as_table();
-    if (table_ == nullptr)
-      wrong(*node, name_, "must be a table", fmt::format("begin it with a line [{}]", name_));
+    if (table_ == nullptr) wrong(*node, name_, "must be a table", fmt::format("begin it with a line [{}]", name_));
   }
 
   void number(const char* key, std::uint32_t& value, std::uint32_t min, std::uint32_t max) {
@@ -54,7 +53,8 @@ class Section {
   void size(const char* key, std::uint64_t& value, std::uint64_t min, std::uint64_t max, std::uint64_t multiple = 1) {
     const toml::node* node = take(key);
     if (node == nullptr) return;
-    std::string allowed = fmt::format("allowed is a size from {} to {}, like 67108864 or \"64MiB\"", size_text(min), size_text(max));
+    std::string allowed =
+        fmt::format("allowed is a size from {} to {}, like 67108864 or \"64MiB\"", size_text(min), size_text(max));
     if (multiple > 1) allowed += fmt::format(", a multiple of {}", size_text(multiple));
     std::uint64_t given = 0;
     if (const auto integer = node->as_integer()) {
@@ -86,11 +86,13 @@ class Section {
     const auto given = node->as_string();
     if (given == nullptr) return wrong(*node, key, "is not a text", "write it in double quotes");
     if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), given->get()) == allowed.end())
-      return wrong(*node, key, fmt::format("is \"{}\"", given->get()), fmt::format("allowed are {}", fmt::join(allowed, ", ")));
+      return wrong(*node, key, fmt::format("is \"{}\"", given->get()),
+                   fmt::format("allowed are {}", fmt::join(allowed, ", ")));
     value = given->get();
     if (const std::string name(key); name == "listen") {
       if (const auto parsed = net::parse_host_port(value); !parsed)
-        return wrong(*node, key, fmt::format("is \"{}\", not an address", value), "write HOST:PORT, like 0.0.0.0:7443 or [::]:7443");
+        return wrong(*node, key, fmt::format("is \"{}\", not an address", value),
+                     "write HOST:PORT, like 0.0.0.0:7443 or [::]:7443");
     }
   }
 
@@ -99,7 +101,8 @@ class Section {
     if (table_ == nullptr) return;
     for (const auto& [key, node] : *table_) {
       if (std::find(known_.begin(), known_.end(), key.str()) != known_.end()) continue;
-      wrong(node, std::string(key.str()), "is not a known key", fmt::format("[{}] has {}", name_, fmt::join(known_, ", ")));
+      wrong(node, std::string(key.str()), "is not a known key",
+            fmt::format("[{}] has {}", name_, fmt::join(known_, ", ")));
     }
   }
 
@@ -182,8 +185,9 @@ Result<Config> parse_config(std::string_view text, const std::string& origin) {
   for (const auto& [key, node] : root) {
     const std::string_view name = key.str();
     if (status && name != "server" && name != "limits" && name != "storage" && name != "alarms")
-      status = fail(Code::invalid_argument, place(origin, node.source()), fmt::format("{} is not a known section", name),
-                    "there are [server], [limits], [storage] and [alarms]");
+      status =
+          fail(Code::invalid_argument, place(origin, node.source()), fmt::format("{} is not a known section", name),
+               "there are [server], [limits], [storage] and [alarms]");
   }
   if (!status) return std::unexpected(status.error());
   return config;

@@ -24,9 +24,9 @@ struct Config {
   struct Limits {
     std::uint32_t sessions = limits::kSessionsMaxDefault;
     std::uint32_t handshakes = limits::kHandshakesInFlightMax;  // in flight, per shard
-    std::uint32_t per_source_handshakes = 200;                  // begun per second by one address; bursts of four times that
-    std::uint64_t session_credit = limits::kSessionCreditMax;   // bytes
-    std::uint64_t memory = 512_MiB;                             // of frame buffers, all shards together
+    std::uint32_t per_source_handshakes = 200;  // begun per second by one address; bursts of four times that
+    std::uint64_t session_credit = limits::kSessionCreditMax;  // bytes
+    std::uint64_t memory = 512_MiB;                            // of frame buffers, all shards together
   } limits;
   struct Storage {
     std::uint64_t segment_size = limits::kSegmentSizeDefault;

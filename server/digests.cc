@@ -33,7 +33,8 @@ Result<pb::DigestReply> compute_digests(storage::Reader& reader, const pb::Diges
   std::vector<std::byte> chunk(kChunk);
   std::uint32_t damaged = 0;
   const std::uint64_t chunks_on_disk = (reader.disk_size() + kChunk - 1) / kChunk;
-  const std::uint64_t end = std::min<std::uint64_t>(chunks_on_disk, request.first_chunk() + std::min(request.chunks(), limits::kDigestChunksPerRequestMax));
+  const std::uint64_t end = std::min<std::uint64_t>(
+      chunks_on_disk, request.first_chunk() + std::min(request.chunks(), limits::kDigestChunksPerRequestMax));
   for (std::uint64_t i = request.first_chunk(); i < end; ++i) {
     const std::uint64_t offset = i * kChunk;
     const std::uint64_t length = std::min<std::uint64_t>(kChunk, reader.disk_size() - offset);
@@ -57,8 +58,10 @@ Result<pb::DigestReply> compute_digests(storage::Reader& reader, const pb::Diges
   return reply;
 }
 
-Result<pb::DigestReply> compute_digests(storage::Partition& partition, const MachineId& machine, const pb::DigestRequest& request) {
-  const auto reader = TIDEMARK_TRY(partition.read(machine, DiskId(request.disk()), EpochNumber(request.epoch()), kIndexTimeout));
+Result<pb::DigestReply> compute_digests(storage::Partition& partition, const MachineId& machine,
+                                        const pb::DigestRequest& request) {
+  const auto reader =
+      TIDEMARK_TRY(partition.read(machine, DiskId(request.disk()), EpochNumber(request.epoch()), kIndexTimeout));
   return compute_digests(*reader, request);
 }
 

@@ -14,7 +14,8 @@
 
 namespace tidemark::server {
 
-Result<pb::DigestReply> compute_digests(storage::Partition& partition, const MachineId& machine, const pb::DigestRequest& request);
+Result<pb::DigestReply> compute_digests(storage::Partition& partition, const MachineId& machine,
+                                        const pb::DigestRequest& request);
 // The same over an open reader.
 Result<pb::DigestReply> compute_digests(storage::Reader& reader, const pb::DigestRequest& request);
 

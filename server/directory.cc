@@ -11,8 +11,8 @@
 
 #include "base/hex.h"
 #include "base/random.h"
-#include "server/authority.h"
 #include "net/connect.h"
+#include "server/authority.h"
 #include "server/config.h"
 #include "server/private_file.h"
 #include "storage/partition.h"
@@ -34,8 +34,9 @@ Status claim_empty(const std::string& path) {
   if (error) return fail_errno(error.value(), path, "list");
   if (entries != std::filesystem::directory_iterator()) {
     const bool ours = std::filesystem::exists(path + "/server.json", error);
-    return fail(Code::already_exists, path, ours ? "is a data directory already" : "is not empty",
-                ours ? "`tidemarkd run --data " + path + "` serves it" : "name a directory that is empty or does not exist");
+    return fail(
+        Code::already_exists, path, ours ? "is a data directory already" : "is not empty",
+        ours ? "`tidemarkd run --data " + path + "` serves it" : "name a directory that is empty or does not exist");
   }
   if (::chmod(path.c_str(), 0700) != 0) return fail_errno(errno, path, "set the mode of");
   return {};
@@ -94,7 +95,8 @@ Status write_superblock(const Directory& directory, const Superblock& superblock
                                {"partitions", superblock.partitions},
                                {"created", format_rfc3339(superblock.created_us)},
                                {"addresses", superblock.addresses}};
-  return write_private_file(directory.superblock(), json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  return write_private_file(directory.superblock(),
+                            json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 Result<Superblock> read_superblock(const Directory& directory) {
@@ -108,12 +110,15 @@ Result<Superblock> read_superblock(const Directory& directory) {
     return fail(Code::corrupt, path, what, "restore it from a backup; it is small and never changes");
   };
   const auto json = nlohmann::json::parse(*text, nullptr, false);
-  if (!json.is_object() || !json.contains("format") || !json["format"].is_number_integer()) return damaged("not a superblock");
+  if (!json.is_object() || !json.contains("format") || !json["format"].is_number_integer())
+    return damaged("not a superblock");
   Superblock superblock;
   superblock.format = json["format"].get<int>();
   if (superblock.format > kDirectoryFormat)
-    return fail(Code::unsupported, path, fmt::format("data directory has format {}, this tidemarkd knows {}", superblock.format, kDirectoryFormat),
-                "run the newer tidemarkd that made it");
+    return fail(
+        Code::unsupported, path,
+        fmt::format("data directory has format {}, this tidemarkd knows {}", superblock.format, kDirectoryFormat),
+        "run the newer tidemarkd that made it");
   try {
     superblock.server_id = json.at("server_id").get<std::string>();
     superblock.name = json.at("name").get<std::string>();

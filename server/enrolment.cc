@@ -60,7 +60,8 @@ void refuse(const JobPtr& job, const Error& error) {
       if (const auto given = job->node.tokens->give_back(job->secret()); !given)
         spdlog::error("token not given back{}", kv(given.error()));
     };
-    if (!job->node.workers.post(give_back)) spdlog::error("token not given back: too much is waiting{}", kv("peer", job->peer));
+    if (!job->node.workers.post(give_back))
+      spdlog::error("token not given back: too much is waiting{}", kv("peer", job->peer));
   }
   job->home.post([job, error] {
     job->home.counters().refuse(Refusal::token);
@@ -102,13 +103,14 @@ Status write_record(const JobPtr& job) {
   PartitionHost& host = job->host();
   TIDEMARK_TRY(host.serving());
   if (job->known)
-    host.expel(job->machine, {Code::permission_denied, job->name, "this machine was enrolled again, from " + job->peer, {}}, 0);
+    host.expel(job->machine,
+               {Code::permission_denied, job->name, "this machine was enrolled again, from " + job->peer, {}}, 0);
   host.put(
       job->machine, [job](storage::pb::MachineRecord& record) { change_record(*job, record); },
       [job](const Status& written) {
         if (!written) return refuse(job, written.error());
-        spdlog::info("machine enrolled{}{}{}{}", kv("machine", job->name), kv("id", job->machine.to_string()), kv("peer", job->peer),
-                     kv("again", job->known ? "yes" : "no"));
+        spdlog::info("machine enrolled{}{}{}{}", kv("machine", job->name), kv("id", job->machine.to_string()),
+                     kv("peer", job->peer), kv("again", job->known ? "yes" : "no"));
         answer(job);
       });
   return {};
@@ -127,10 +129,12 @@ Status look_at_partition(const JobPtr& job) {
   if (job->known) {
     const auto* machine = host.find(job->machine);
     if (machine == nullptr || machine->record.removed())
-      return fail(Code::not_found, job->machine.to_string(), "the machine that the token was made for is gone", "enrol it with a token for a new machine");
+      return fail(Code::not_found, job->machine.to_string(), "the machine that the token was made for is gone",
+                  "enrol it with a token for a new machine");
     job->name = machine->record.name();
     if (!job->request.machine_name().empty() && job->request.machine_name() != job->name)
-      return fail(Code::permission_denied, "token", "it was made for the machine " + job->name + ", not for " + job->request.machine_name(),
+      return fail(Code::permission_denied, "token",
+                  "it was made for the machine " + job->name + ", not for " + job->request.machine_name(),
                   "use it there, or enrol with --name " + job->name + ", or make a token for a new machine");
   }
   on_worker(job, spend_token);
@@ -158,7 +162,8 @@ Status check_and_sign(const JobPtr& job) {
     TIDEMARK_TRY(job->node.names.take(job->name, job->machine));
     job->name_taken = true;
   }
-  job->issued = TIDEMARK_TRY(job->node.authority.issue_machine(job->request.csr_pem(), job->machine, job->node.clock.wall_us()));
+  job->issued =
+      TIDEMARK_TRY(job->node.authority.issue_machine(job->request.csr_pem(), job->machine, job->node.clock.wall_us()));
   on_shard(job, look_at_partition);
   return {};
 }
@@ -180,13 +185,20 @@ Channel::Frame Enrolment::on_frame(const wire::FrameHeader& header, std::span<co
   asked_ = true;
   pb::EnrollRequest request;
   if (const auto parsed = wire::parse(header.type, payload, request); !parsed) return refuse_at_once(parsed.error());
-  if (const auto known = wire::check_version(request.protocol_version(), "agent"); !known) return refuse_at_once(known.error());
+  if (const auto known = wire::check_version(request.protocol_version(), "agent"); !known)
+    return refuse_at_once(known.error());
   if (const auto name = check_machine_name(request.machine_name()); !name && !request.machine_name().empty())
     return refuse_at_once(name.error());
   if (const auto checked = wire::check(request); !checked) return refuse_at_once(checked.error());
   pause(true);  // nothing more is expected
-  auto job = std::make_shared<Job>(Job{.node = shard().node(), .home = shard(), .channel = id(), .peer = peer().address,
-                                       .request = std::move(request), .machine = {}, .name = {}, .issued = {}});
+  auto job = std::make_shared<Job>(Job{.node = shard().node(),
+                                       .home = shard(),
+                                       .channel = id(),
+                                       .peer = peer().address,
+                                       .request = std::move(request),
+                                       .machine = {},
+                                       .name = {},
+                                       .issued = {}});
   on_worker(job, check_and_sign);
   return Frame::done;
 }

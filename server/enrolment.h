@@ -8,8 +8,8 @@
 //
 // The token is spent before the record is written, so that it can never enrol two machines. When the record cannot be
 // written the token is given back. After a crash in between, the token is used and no machine is there: a new token
-// enrols it. After a crash (or a cut link) behind the record, the machine is there without an agent that knows it: it is
-// enrolled again with a token made for it.
+// enrols it. After a crash (or a cut link) behind the record, the machine is there without an agent that knows it: it
+// is enrolled again with a token made for it.
 #pragma once
 
 #include <memory>

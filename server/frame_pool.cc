@@ -68,7 +68,8 @@ void FramePool::serve() {
   if (!freed_ || waiters_.empty()) return;
   freed_ = false;
   serving_ = true;
-  // One that cannot be served queues up at the end again, which ends the round: nobody behind it is passed over for long.
+  // One that cannot be served queues up at the end again, which ends the round: nobody behind it is passed over for
+  // long.
   for (std::size_t n = waiters_.size(); n > 0 && !waiters_.empty(); --n) {
     Waiter* const first = waiters_.front();
     waiters_.pop_front();

@@ -40,9 +40,9 @@ class FramePool final : public wire::PayloadPool {
   // Also empty while others wait: whoever came first is served first. Then wait().
   std::span<std::byte> acquire(std::size_t size) override;
   void release(std::span<std::byte> buffer) override;
-  void wait(Waiter& waiter);           // once until called
-  void forget(Waiter& waiter);         // does not wait any more
-  void serve();                        // once per turn
+  void wait(Waiter& waiter);    // once until called
+  void forget(Waiter& waiter);  // does not wait any more
+  void serve();                 // once per turn
   std::size_t in_use() const { return in_use_; }
   std::size_t kept() const { return kept_; }
   std::size_t waiting() const { return waiters_.size(); }

@@ -8,7 +8,8 @@
 
 namespace tidemark::server {
 
-Greeter::Greeter(Shard& shard, asio::ip::tcp::socket socket, std::shared_ptr<net::TlsContext> tls, AdmissionCount::Ticket handshake)
+Greeter::Greeter(Shard& shard, asio::ip::tcp::socket socket, std::shared_ptr<net::TlsContext> tls,
+                 AdmissionCount::Ticket handshake)
     : shard_(shard),
       handshake_(std::move(handshake)),
       stream_(std::make_unique<net::TlsStream>(std::move(socket), std::move(tls), shard.receive_buffer(), *this)),
@@ -25,7 +26,8 @@ void Greeter::on_handshake(const net::Peer& peer) {
     arrival.ticket = std::move(*ticket);
     arrival.counted = true;
   }
-  const bool machine = arrival.counted && peer.alpn == wire::kAlpnMachine && peer.has_certificate && !peer.machine.is_nil();
+  const bool machine =
+      arrival.counted && peer.alpn == wire::kAlpnMachine && peer.has_certificate && !peer.machine.is_nil();
   Shard& target = machine ? shard_.node().shard_for(peer.machine) : shard_;
   arrival.stream = stream_->detach();
   shard_.bury(*this);

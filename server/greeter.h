@@ -15,7 +15,8 @@ class Shard;
 
 class Greeter final : public net::TlsStream::Handler {
  public:
-  Greeter(Shard& shard, asio::ip::tcp::socket socket, std::shared_ptr<net::TlsContext> tls, AdmissionCount::Ticket handshake);
+  Greeter(Shard& shard, asio::ip::tcp::socket socket, std::shared_ptr<net::TlsContext> tls,
+          AdmissionCount::Ticket handshake);
   void start() { stream_->start(); }
   void drop() { stream_->close(); }
 

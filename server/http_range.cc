@@ -9,7 +9,8 @@ namespace {
 
 // Digits only; a number too large for 64 bits is as good as the largest.
 std::optional<std::uint64_t> number(std::string_view text) {
-  if (text.empty() || !std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; })) return std::nullopt;
+  if (text.empty() || !std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; }))
+    return std::nullopt;
   std::uint64_t value = 0;
   if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc()) return UINT64_MAX;
   return value;
@@ -26,7 +27,8 @@ Result<std::optional<HttpRange>> parse_http_range(std::string_view header, std::
   const std::string_view first = spec.substr(0, dash), last = spec.substr(dash + 1);
   const auto from = number(first), to = number(last);
   const auto unsatisfiable = [&] {
-    return fail(Code::invalid_argument, std::string(header), "nothing of this range exists: the disk has " + std::to_string(size) + " bytes");
+    return fail(Code::invalid_argument, std::string(header),
+                "nothing of this range exists: the disk has " + std::to_string(size) + " bytes");
   };
   if (first.empty()) {  // the last n bytes
     if (!to) return std::nullopt;

@@ -63,14 +63,16 @@ json to_json(const MachineReport& machine) {
 }
 
 json to_json(const Error& error) {
-  return {{"error",
-           {{"code", to_string(error.code)}, {"object", error.object}, {"what", error.what}, {"remedy", error.remedy}}}};
+  return {
+      {"error",
+       {{"code", to_string(error.code)}, {"object", error.object}, {"what", error.what}, {"remedy", error.remedy}}}};
 }
 
 json point_to_json(const storage::pb::EpochEntry& epoch, const std::vector<DiskReport>& disks) {
   json list = json::array();
   for (const auto& size : epoch.disks()) {
-    const auto known = std::find_if(disks.begin(), disks.end(), [&](const DiskReport& disk) { return disk.disk == size.disk(); });
+    const auto known =
+        std::find_if(disks.begin(), disks.end(), [&](const DiskReport& disk) { return disk.disk == size.disk(); });
     list.push_back({{"disk", size.disk()},
                     {"name", known == disks.end() ? "disk" + std::to_string(size.disk()) : known->name},
                     {"size", size.size()}});

@@ -54,9 +54,9 @@ class JsonFormatter final : public spdlog::formatter {
   void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& to) override {
     const auto time = std::chrono::duration_cast<std::chrono::microseconds>(message.time.time_since_epoch()).count();
     const auto level = spdlog::level::to_string_view(message.level);
-    const std::string line =
-        fmt::format("{{\"time\":\"{}\",\"level\":\"{}\",{}}}\n", format_rfc3339(time), std::string_view(level.data(), level.size()),
-                    log_line_to_json(std::string_view(message.payload.data(), message.payload.size())));
+    const std::string line = fmt::format(
+        "{{\"time\":\"{}\",\"level\":\"{}\",{}}}\n", format_rfc3339(time), std::string_view(level.data(), level.size()),
+        log_line_to_json(std::string_view(message.payload.data(), message.payload.size())));
     to.append(line.data(), line.data() + line.size());
   }
   std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<JsonFormatter>(); }
@@ -133,7 +133,8 @@ void start_logging(const std::string& level, const std::string& format) {
   if (format == "json") {
     logger->set_formatter(std::make_unique<JsonFormatter>());
   } else {
-    logger->set_formatter(std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%fZ %^%l%$ %v", spdlog::pattern_time_type::utc));
+    logger->set_formatter(
+        std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%fZ %^%l%$ %v", spdlog::pattern_time_type::utc));
   }
   spdlog::set_default_logger(std::move(logger));
 }

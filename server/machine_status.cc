@@ -11,8 +11,9 @@
 namespace tidemark::server {
 namespace {
 
-constexpr std::array<const char*, 9> kAgentStates = {"initiating", "initial-sync", "creating-first-point", "continuous", "backlog",
-                                                     "rescan",     "paused",       "stalled",              "stopped"};
+constexpr std::array<const char*, 9> kAgentStates = {"initiating", "initial-sync", "creating-first-point",
+                                                     "continuous", "backlog",      "rescan",
+                                                     "paused",     "stalled",      "stopped"};
 
 // How much of an initial sync is durable, by the positions of its disks.
 void initial_progress(const storage::pb::OpenEpochEntry& open, StatusView& view, bool& complete) {
@@ -39,7 +40,8 @@ void use_agents_word(const Observed& observed, StatusView& view) {
 void connected_state(const storage::MachineState& machine, const Observed& observed, StatusView& view) {
   const bool known = std::find(kAgentStates.begin(), kAgentStates.end(), observed.state) != kAgentStates.end();
   bool complete = false;
-  if (machine.open_epoch && machine.open_epoch->kind() == pb::INITIAL) initial_progress(*machine.open_epoch, view, complete);
+  if (machine.open_epoch && machine.open_epoch->kind() == pb::INITIAL)
+    initial_progress(*machine.open_epoch, view, complete);
   if (known) return use_agents_word(observed, view);
   if (machine.open_epoch && machine.open_epoch->kind() == pb::INITIAL) {
     view.state = complete ? "creating-first-point" : "initial-sync";
@@ -72,18 +74,20 @@ StatusView derive_status(const storage::MachineState& machine, const Observed& o
   } else {
     view.state = "disconnected";
     view.cause = observed.last_error.empty() ? "its agent is not connected" : observed.last_error;
-    view.remedy = observed.last_error_remedy.empty() ? "check that tidemark-agent runs there and reaches this server" : observed.last_error_remedy;
+    view.remedy = observed.last_error_remedy.empty() ? "check that tidemark-agent runs there and reaches this server"
+                                                     : observed.last_error_remedy;
   }
   if (!record.quarantine().empty() && !observed.connected) {
     view.state = "stopped";
     view.cause = record.quarantine();
-    view.remedy = "accept or drop the newcomer: PATCH /v1/machines/" + record.name() + " with {\"quarantine\": \"accept\"} or \"keep\"";
+    view.remedy = "accept or drop the newcomer: PATCH /v1/machines/" + record.name() +
+                  " with {\"quarantine\": \"accept\"} or \"keep\"";
   }
 
   const WallMicros held_us = std::max(machine.newest_point_us, machine.unchanged_as_of_us);
   if (machine.newest_point.value() != 0) view.lag_seconds = std::max(0.0, static_cast<double>(now_us - held_us) / 1e6);
-  const WallMicros since_us =
-      std::max({held_us, record.enrolled_us(), rules.server_started_us, observed.connected ? observed.initial_progress_us : 0});
+  const WallMicros since_us = std::max(
+      {held_us, record.enrolled_us(), rules.server_started_us, observed.connected ? observed.initial_progress_us : 0});
   view.alarm = !record.removed() && now_us - since_us > WallMicros{rules.no_point_minutes} * 60'000'000;
   if (view.alarm && view.cause.empty()) {
     view.cause = fmt::format("no new point for {} minutes", (now_us - since_us) / 60'000'000);

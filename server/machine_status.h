@@ -1,5 +1,5 @@
-// What an operator is told about a machine: one of ten states, since when, how far, how late, and when it is not healthy
-// why and what to do. Pure: from what the store knows, what its session was told, and the time.
+// What an operator is told about a machine: one of ten states, since when, how far, how late, and when it is not
+// healthy why and what to do. Pure: from what the store knows, what its session was told, and the time.
 #pragma once
 
 #include <chrono>
@@ -19,16 +19,16 @@ namespace tidemark::server {
 // What the agent said last, and what was seen of its connection. Kept by the machine's shard.
 struct Observed {
   bool connected = false;
-  std::string address;              // the last one
+  std::string address;  // the last one
   std::string agent_version;
   std::int64_t certificate_expires_us = 0;
-  WallMicros last_seen_us = 0;      // of the last connection's end
+  WallMicros last_seen_us = 0;  // of the last connection's end
   // The agent's last Progress.
-  std::string state;                // empty: none in this session
+  std::string state;  // empty: none in this session
   std::uint64_t done_bytes = 0, total_bytes = 0, rate_bytes_per_s = 0, backlog_bytes = 0;
   std::string cause, remedy;
   WallMicros initial_progress_us = 0;  // when an initial epoch last came further
-  std::string last_error;           // why its last connection was refused or ended
+  std::string last_error;              // why its last connection was refused or ended
   std::string last_error_remedy;
 };
 
@@ -36,16 +36,16 @@ struct StatusView {
   std::string state;
   std::optional<double> percent;
   std::optional<std::uint64_t> eta_seconds;
-  std::string cause, remedy;        // empty when healthy
+  std::string cause, remedy;  // empty when healthy
   std::optional<double> lag_seconds;
   std::uint64_t backlog_bytes = 0;
-  bool alarm = false;               // no new point for too long
+  bool alarm = false;  // no new point for too long
 };
 
 struct StatusRules {
   WallMicros server_started_us = 0;
   std::uint32_t no_point_minutes = 10;
-  std::string partition_trouble;    // empty: its partition serves
+  std::string partition_trouble;  // empty: its partition serves
 };
 
 StatusView derive_status(const storage::MachineState& machine, const Observed& observed, WallMicros now_us,

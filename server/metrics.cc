@@ -32,7 +32,8 @@ class Families {
     std::uint64_t count = 0;
     for (std::size_t i = 0; i < from.counts.size(); ++i) {
       count += from.counts[i];
-      const double bound = i < LatencyHistogram::kBounds.size() ? LatencyHistogram::kBounds[i] : std::numeric_limits<double>::infinity();
+      const double bound =
+          i < LatencyHistogram::kBounds.size() ? LatencyHistogram::kBounds[i] : std::numeric_limits<double>::infinity();
       metric.histogram.bucket.push_back({.cumulative_count = count, .upper_bound = bound});
     }
     metric.histogram.sample_count = count;
@@ -46,7 +47,8 @@ class Families {
 
  private:
   ClientMetric& add(const char* name, const char* help, MetricType type, Labels labels) {
-    auto found = std::find_if(families_.begin(), families_.end(), [&](const MetricFamily& family) { return family.name == name; });
+    auto found = std::find_if(families_.begin(), families_.end(),
+                              [&](const MetricFamily& family) { return family.name == name; });
     if (found == families_.end()) {
       families_.push_back({name, help, type, {}});
       found = std::prev(families_.end());
@@ -115,17 +117,20 @@ void add_shard(Families& out, const Shard& shard, const ShardSample& s) {
   out.counter("tidemark_handshakes_total", "TLS handshakes done", n(c.handshakes), labels);
   out.counter("tidemark_handshakes_resumed_total", "Of these, resumed ones", n(c.handshakes_resumed), labels);
   out.counter("tidemark_sessions_started_total", "Sessions that were welcomed", n(c.sessions_total), labels);
-  out.counter("tidemark_sessions_replaced_total", "Sessions that gave way to a newer one of their machine", n(c.sessions_replaced), labels);
+  out.counter("tidemark_sessions_replaced_total", "Sessions that gave way to a newer one of their machine",
+              n(c.sessions_replaced), labels);
   out.counter("tidemark_enrolments_total", "Machines enrolled", n(c.enrolments), labels);
   out.counter("tidemark_renewals_total", "Certificates renewed", n(c.renewals), labels);
   out.counter("tidemark_received_bytes_total", "Bytes of frames received", n(c.bytes_in), labels);
   out.counter("tidemark_received_frames_total", "Frames received", n(c.frames_in), labels);
-  out.counter("tidemark_received_block_bytes_total", "Bytes of blocks frames' payloads received", n(c.blocks_bytes_in), labels);
+  out.counter("tidemark_received_block_bytes_total", "Bytes of blocks frames' payloads received", n(c.blocks_bytes_in),
+              labels);
   out.counter("tidemark_epochs_durable_total", "Epochs that became durable", n(c.epochs_durable), labels);
   out.counter("tidemark_waits_total", "Frames that waited", n(c.pauses_for_room), {labels[0], {"for", "log"}});
   out.counter("tidemark_waits_total", "Frames that waited", n(c.pauses_for_memory), {labels[0], {"for", "memory"}});
   out.counter("tidemark_digest_chunks_total", "Chunks digested for agents", n(c.digest_chunks), labels);
-  out.counter("tidemark_history_diverged_total", "Sessions whose agent and server disagreed on what is durable", n(c.history_diverged), labels);
+  out.counter("tidemark_history_diverged_total", "Sessions whose agent and server disagreed on what is durable",
+              n(c.history_diverged), labels);
 }
 
 void add_partition(Families& out, const PartitionHost& host, const HostSample& h) {
@@ -136,8 +141,10 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
               {labels[0], {"state", to_string(state)}});
   out.gauge("tidemark_sessions", "Machines connected", n(h.sessions), labels);
   out.gauge("tidemark_machines", "Machines enrolled", n(h.machines), labels);
-  out.gauge("tidemark_machines_quarantined", "Machines with a newcomer that an administrator must decide on", n(h.quarantined), labels);
-  out.gauge("tidemark_machines_without_new_point", "Machines for which the alarm \"no new point\" is on", n(h.alarms), labels);
+  out.gauge("tidemark_machines_quarantined", "Machines with a newcomer that an administrator must decide on",
+            n(h.quarantined), labels);
+  out.gauge("tidemark_machines_without_new_point", "Machines for which the alarm \"no new point\" is on", n(h.alarms),
+            labels);
   out.gauge("tidemark_machine_lag_seconds_max", "The largest lag of any machine", h.lag_seconds_max, labels);
   out.gauge("tidemark_log_waiting_sessions", "Sessions that wait for room in the log", n(h.waiting_for_room), labels);
   const storage::Partition* partition = host.partition();
@@ -147,9 +154,11 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
   out.counter("tidemark_log_records_total", "Records in them", n(stats.log.records), labels);
   out.counter("tidemark_log_payload_bytes_total", "Bytes of their payloads", n(stats.log.payload_bytes), labels);
   out.counter("tidemark_log_written_bytes_total", "Bytes written", n(stats.log.written_bytes), labels);
-  out.counter("tidemark_log_write_seconds_total", "Time that writes took, in all", n(stats.log.write_us_total) / 1e6, labels);
+  out.counter("tidemark_log_write_seconds_total", "Time that writes took, in all", n(stats.log.write_us_total) / 1e6,
+              labels);
   out.gauge("tidemark_log_write_seconds_max", "The longest write", n(stats.log.write_us_max) / 1e6, labels);
-  out.counter("tidemark_log_write_failures_total", "Failed writes that went to a fresh segment", n(stats.log.failures), labels);
+  out.counter("tidemark_log_write_failures_total", "Failed writes that went to a fresh segment", n(stats.log.failures),
+              labels);
   out.gauge("tidemark_log_lsn", "Last LSN", n(stats.last_lsn.value()), {labels[0], {"mark", "appended"}});
   out.gauge("tidemark_log_lsn", "Last LSN", n(stats.durable_lsn.value()), {labels[0], {"mark", "durable"}});
   out.gauge("tidemark_log_lsn", "Last LSN", n(stats.indexed_lsn.value()), {labels[0], {"mark", "indexed"}});
@@ -158,10 +167,14 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
   out.gauge("tidemark_log_segment_bytes", "Size of a segment", n(stats.segment_size), labels);
   out.gauge("tidemark_index_lag_bytes", "Log that the index has yet to apply", n(stats.index_lag_bytes), labels);
   out.gauge("tidemark_index_disk_bytes", "The index on disk", n(stats.index.disk_bytes), labels);
-  out.gauge("tidemark_memory_bytes", "Memory by purpose", n(stats.index.memory_bytes), {labels[0], {"purpose", "index"}});
-  out.gauge("tidemark_memory_bytes", "Memory by purpose", n(limits::kCommitBuffers * limits::kCommitSizeMax), {labels[0], {"purpose", "commit_buffers_limit"}});
-  out.gauge("tidemark_space_bytes", "The file system of the data directory", n(stats.space.total), {labels[0], {"what", "total"}});
-  out.gauge("tidemark_space_bytes", "The file system of the data directory", n(stats.space.available), {labels[0], {"what", "available"}});
+  out.gauge("tidemark_memory_bytes", "Memory by purpose", n(stats.index.memory_bytes),
+            {labels[0], {"purpose", "index"}});
+  out.gauge("tidemark_memory_bytes", "Memory by purpose", n(limits::kCommitBuffers * limits::kCommitSizeMax),
+            {labels[0], {"purpose", "commit_buffers_limit"}});
+  out.gauge("tidemark_space_bytes", "The file system of the data directory", n(stats.space.total),
+            {labels[0], {"what", "total"}});
+  out.gauge("tidemark_space_bytes", "The file system of the data directory", n(stats.space.available),
+            {labels[0], {"what", "available"}});
   out.counter("tidemark_damaged_reads_total", "Reads that found damage", n(stats.damaged_reads), labels);
 }
 
@@ -170,7 +183,8 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
 std::string metrics_text(Node& node) {
   Families out;
   out.gauge("tidemark_build_info", "1; the version is a label", 1, {{"version", TIDEMARK_VERSION}});
-  out.gauge("tidemark_uptime_seconds", "Since the server started", static_cast<double>(node.clock.wall_us() - node.started_us) / 1e6);
+  out.gauge("tidemark_uptime_seconds", "Since the server started",
+            static_cast<double>(node.clock.wall_us() - node.started_us) / 1e6);
   out.gauge("tidemark_sessions_limit", "How many connections may be there at a time", node.sessions.limit());
   out.gauge("tidemark_sessions_taken", "How many are", node.sessions.taken());
   out.gauge("tidemark_worker_queue", "Jobs that wait for a worker", static_cast<double>(node.workers.queued()));
@@ -187,10 +201,11 @@ std::string metrics_text(Node& node) {
     ack.add(s->counters.ack);
   }
   for (std::size_t i = 0; i < refused.size(); ++i)
-    out.counter("tidemark_refused_total", "Connections that were not let in, by reason", static_cast<double>(refused[i]), {{"reason", kRefusalNames[i]}});
+    out.counter("tidemark_refused_total", "Connections that were not let in, by reason",
+                static_cast<double>(refused[i]), {{"reason", kRefusalNames[i]}});
   for (std::size_t i = 1; i < errors.size(); ++i)
-    out.counter("tidemark_session_errors_total", "Connections that the server ended with an error, by its code", static_cast<double>(errors[i]),
-                {{"code", std::string(to_string(static_cast<Code>(i)))}});
+    out.counter("tidemark_session_errors_total", "Connections that the server ended with an error, by its code",
+                static_cast<double>(errors[i]), {{"code", std::string(to_string(static_cast<Code>(i)))}});
   out.histogram("tidemark_ack_seconds", "From an epoch's commit received to its being durable", ack);
   return out.text();
 }

@@ -35,7 +35,8 @@ Status check_machine_name(std::string_view name) {
   if (name.empty()) return wrong("a machine name is missing");
   if (name.size() > limits::kNameLengthMax) return wrong("the machine name is too long");
   for (const char c : name) {
-    const bool good = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+    const bool good =
+        (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
     if (!good) return wrong("the machine name has a character that is not allowed");
   }
   if (name == "." || name == "..") return wrong("this cannot be a machine name");

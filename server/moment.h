@@ -11,8 +11,8 @@
 namespace tidemark::server {
 
 struct Moment {
-  std::optional<EpochNumber> epoch;     // "epoch:7": the newest point whose number is at most 7
-  std::optional<WallMicros> time_us;    // neither: latest
+  std::optional<EpochNumber> epoch;   // "epoch:7": the newest point whose number is at most 7
+  std::optional<WallMicros> time_us;  // neither: latest
 };
 
 // "latest", RFC 3339, "-15m", "epoch:N".

@@ -6,8 +6,10 @@ Status MachineNames::take(const std::string& name, const MachineId& machine) {
   const std::lock_guard lock(mutex_);
   const auto [at, inserted] = names_.emplace(name, machine);
   if (!inserted && at->second != machine)
-    return fail(Code::already_exists, name, "another machine has this name",
-                "choose another name, or re-enrol that machine with a token made for it: `tidemark token create --machine " + name + "`");
+    return fail(
+        Code::already_exists, name, "another machine has this name",
+        "choose another name, or re-enrol that machine with a token made for it: `tidemark token create --machine " +
+            name + "`");
   return {};
 }
 

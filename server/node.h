@@ -26,10 +26,9 @@ class Shard;
 class PartitionHost;
 
 struct Node {
-  Node(Config c, Directory d, Superblock s, Authority a, std::unique_ptr<Tokens> t, storage::FileSystem& f, const Clock& k)
-      : config(std::move(c)), directory(std::move(d)), superblock(std::move(s)), authority(std::move(a)),
-        tokens(std::move(t)), files(f), clock(k), tickets(net::TicketKeys::make()), started_us(k.wall_us()),
-        workers(kWorkerThreads, kWorkerQueueMax), sessions(config.limits.sessions) {}
+  Node(Config config, Directory directory, Superblock superblock, Authority authority, std::unique_ptr<Tokens> tokens,
+       storage::FileSystem& files, const Clock& clock);
+  ~Node();
 
   static constexpr std::size_t kWorkerThreads = 2;
   static constexpr std::size_t kWorkerQueueMax = 1024;
@@ -47,7 +46,7 @@ struct Node {
   AdmissionCount sessions;
   MachineNames names;
   std::vector<std::unique_ptr<Shard>> shards;
-  std::string listening;             // HOST:PORT, set once bound
+  std::string listening;  // HOST:PORT, set once bound
   std::string admin_socket;
   std::atomic<bool> stopping{false};
 

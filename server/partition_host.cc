@@ -40,27 +40,31 @@ void PartitionHost::open(storage::IoQueue& queue) {
   options.commits_in_flight_max = node.config.storage.commits_in_flight;
   options.free_space_min = node.config.storage.free_space_min;
   options.index.cache_bytes = node.config.storage.index_cache;
-  auto opened = storage::Partition::open(node.files, node.directory.partition(id_), id_, node.superblock.server_id, options, queue,
-                                         node.clock, *this);
+  auto opened = storage::Partition::open(node.files, node.directory.partition(id_), id_, node.superblock.server_id,
+                                         options, queue, node.clock, *this);
   if (!opened) {
     state_ = opened.error().code == Code::corrupt ? State::fenced : State::stopped;
     why_ = opened.error().message();
-    spdlog::error("partition not opened{}{}{}", kv("partition", id_.value()), kv("state", to_string(state_)), kv(opened.error()));
+    spdlog::error("partition not opened{}{}{}", kv("partition", id_.value()), kv("state", to_string(state_)),
+                  kv(opened.error()));
     return;
   }
   partition_ = std::move(opened->partition);
   state_ = State::serving;
   const auto& recovery = opened->recovery;
-  spdlog::info("partition open{}{}{}{}{}", kv("partition", id_.value()), kv("durable_lsn", recovery.durable_lsn.value()),
-               kv("commits_replayed", recovery.commits), kv("torn_bytes", recovery.torn_bytes), kv("damaged", recovery.damaged.size()));
+  spdlog::info("partition open{}{}{}{}{}", kv("partition", id_.value()),
+               kv("durable_lsn", recovery.durable_lsn.value()), kv("commits_replayed", recovery.commits),
+               kv("torn_bytes", recovery.torn_bytes), kv("damaged", recovery.damaged.size()));
   for (const auto& damaged : recovery.damaged)
-    spdlog::error("damaged block found{}{}{}{}{}", kv("partition", id_.value()), kv("machine", damaged.machine.to_string()),
-                  kv("disk", damaged.disk.value()), kv("epoch", damaged.epoch.value()), kv("segment", damaged.segment.value()));
+    spdlog::error("damaged block found{}{}{}{}{}", kv("partition", id_.value()),
+                  kv("machine", damaged.machine.to_string()), kv("disk", damaged.disk.value()),
+                  kv("epoch", damaged.epoch.value()), kv("segment", damaged.segment.value()));
   partition_->for_each_machine([&](const storage::MachineState& machine) {
     if (machine.record.removed()) return;
     const auto id = machine_id_of(machine.record);
     if (!shard_.node().names.load(machine.record.name(), id))
-      spdlog::warn("two machines have one name: use the id{}{}", kv("name", machine.record.name()), kv("machine", id.to_string()));
+      spdlog::warn("two machines have one name: use the id{}{}", kv("name", machine.record.name()),
+                   kv("machine", id.to_string()));
   });
 }
 
@@ -127,7 +131,9 @@ std::vector<MachineReport> PartitionHost::reports() {
 
 std::size_t PartitionHost::machine_count() const {
   std::size_t count = 0;
-  if (partition_) partition_->for_each_machine([&](const storage::MachineState& machine) { count += machine.record.removed() ? 0 : 1; });
+  if (partition_)
+    partition_->for_each_machine(
+        [&](const storage::MachineState& machine) { count += machine.record.removed() ? 0 : 1; });
   return count;
 }
 
@@ -155,9 +161,8 @@ void PartitionHost::try_puts() {
       if (const auto* machine = find(next.machine)) record = machine->record;
       next.change(record);
       // The answer may come from within the store: hand it on from the loop.
-      written = partition_->put_machine(record, [this, done = next.done](Status status) {
-        shard_.later([done, status] { done(status); });
-      });
+      written = partition_->put_machine(
+          record, [this, done = next.done](Status status) { shard_.later([done, status] { done(status); }); });
       if (!written && written.error().code == Code::busy) return;
     }
     if (!written) shard_.later([done = next.done, written] { done(written); });
@@ -172,7 +177,8 @@ void PartitionHost::expel(const MachineId& machine, const Error& why, std::uint3
 bool PartitionHost::settled(const MachineId& machine, Channel& waiting) {
   Runtime& runtime = runtime_[machine];
   if (runtime.settling == 0) return true;
-  if (std::find(runtime.waiting.begin(), runtime.waiting.end(), &waiting) == runtime.waiting.end()) runtime.waiting.push_back(&waiting);
+  if (std::find(runtime.waiting.begin(), runtime.waiting.end(), &waiting) == runtime.waiting.end())
+    runtime.waiting.push_back(&waiting);
   return false;
 }
 
@@ -195,9 +201,8 @@ void PartitionHost::session_ended(Session& session, bool appended) {
   if (!appended || state_ != State::serving) return;
   if (find(machine) == nullptr) return;
   ++runtime.settling;
-  partition_->when_durable([this, machine](const Status&) {
-    shard_.later([this, machine] { release_settled(machine); });
-  });
+  partition_->when_durable(
+      [this, machine](const Status&) { shard_.later([this, machine] { release_settled(machine); }); });
 }
 
 void PartitionHost::release_settled(const MachineId& machine) {
@@ -236,7 +241,8 @@ void PartitionHost::serve_room() {
     if (state_ == State::serving && (!puts_.empty() || partition_->room() < first.bytes)) break;
     waiting_.pop_front();
     first.channel->retry();
-    if (!waiting_.empty() && waiting_.back().channel == first.channel) {  // it did not fit after all: it keeps its place
+    if (!waiting_.empty() &&
+        waiting_.back().channel == first.channel) {  // it did not fit after all: it keeps its place
       waiting_.push_front(waiting_.back());
       waiting_.pop_back();
       break;
@@ -268,9 +274,9 @@ void PartitionHost::tick_second(WallMicros now_us) {
     if (view.alarm == runtime.alarm) return;
     runtime.alarm = view.alarm;
     if (view.alarm) {
-      spdlog::warn("no new point for too long{}{}{}{}{}{}", kv("machine", machine.record.name()), kv("id", id.to_string()),
-                   kv("minutes", shard_.node().config.alarms.no_point_minutes), kv("state", view.state), kv("cause", view.cause),
-                   kv("remedy", view.remedy));
+      spdlog::warn("no new point for too long{}{}{}{}{}{}", kv("machine", machine.record.name()),
+                   kv("id", id.to_string()), kv("minutes", shard_.node().config.alarms.no_point_minutes),
+                   kv("state", view.state), kv("cause", view.cause), kv("remedy", view.remedy));
     } else {
       spdlog::info("points come again{}{}", kv("machine", machine.record.name()), kv("id", id.to_string()));
     }

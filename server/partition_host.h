@@ -1,7 +1,7 @@
 // A partition on its shard: the store, the sessions of its machines, and who waits for room in its log.
 //
-// Room. A session asks room_for() before it hands anything to the store. When there is none, or others wait already, it is
-// queued and its frame stays with it; end_turn() lets the queue go on in order, as far as there is room.
+// Room. A session asks room_for() before it hands anything to the store. When there is none, or others wait already, it
+// is queued and its frame stays with it; end_turn() lets the queue go on in order, as far as there is room.
 //
 // Settling. What a session appended before it ended may still be in flight. A machine's next Hello must not be answered
 // from a state that is about to change, so it waits until all of that is durable.
@@ -87,9 +87,9 @@ class PartitionHost final : private storage::Partition::Listener {
   struct Runtime {
     Session* session = nullptr;
     Observed observed;
-    int settling = 0;                  // ended sessions that are not durable whole
-    std::vector<Channel*> waiting;     // Hellos behind them
-    std::string state;                 // as last derived
+    int settling = 0;               // ended sessions that are not durable whole
+    std::vector<Channel*> waiting;  // Hellos behind them
+    std::string state;              // as last derived
     WallMicros state_since_us = 0;
     bool alarm = false;
   };

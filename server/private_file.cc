@@ -56,9 +56,10 @@ Status write_private_file(const std::string& path, std::string_view content) {
 Result<std::string> read_private_file(const std::string& path) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() < 0) return fail_errno(errno, path, "open");
-  struct stat info {};
+  struct stat info{};
   if (::fstat(file.get(), &info) != 0) return fail_errno(errno, path, "stat");
-  if (info.st_size > static_cast<off_t>(kPrivateFileSizeMax)) return fail(Code::corrupt, path, "far larger than it can be");
+  if (info.st_size > static_cast<off_t>(kPrivateFileSizeMax))
+    return fail(Code::corrupt, path, "far larger than it can be");
   std::string content(static_cast<std::size_t>(info.st_size), '\0');
   std::size_t done = 0;
   while (done < content.size()) {

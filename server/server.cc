@@ -20,7 +20,8 @@ namespace tidemark::server {
 namespace {
 
 unsigned shard_count(const Config& config, std::uint32_t partitions) {
-  const unsigned wanted = config.server.shards != 0 ? config.server.shards : std::max(1U, std::thread::hardware_concurrency());
+  const unsigned wanted =
+      config.server.shards != 0 ? config.server.shards : std::max(1U, std::thread::hardware_concurrency());
   return std::min<unsigned>(wanted, partitions);
 }
 
@@ -31,7 +32,8 @@ void raise_descriptor_limit(std::uint32_t sessions) {
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);
   if (limit.rlim_max != RLIM_INFINITY && limit.rlim_max < sessions + 1024ULL)
-    spdlog::info("fewer descriptors than sessions: some connections will have to wait{}{}", kv("descriptors", limit.rlim_max), kv("sessions", sessions));
+    spdlog::info("fewer descriptors than sessions: some connections will have to wait{}{}",
+                 kv("descriptors", limit.rlim_max), kv("sessions", sessions));
 }
 
 }  // namespace
@@ -39,7 +41,8 @@ void raise_descriptor_limit(std::uint32_t sessions) {
 struct Server::Impl {
   Impl(Config config, Directory directory, Superblock superblock, Authority authority, std::unique_ptr<Tokens> tokens,
        storage::FileSystem& files, const Clock& clock)
-      : node(std::move(config), std::move(directory), std::move(superblock), std::move(authority), std::move(tokens), files, clock),
+      : node(std::move(config), std::move(directory), std::move(superblock), std::move(authority), std::move(tokens),
+             files, clock),
         rates(node.config.limits.per_source_handshakes) {}
 
   std::unique_ptr<storage::FileLock> lock;  // released last
@@ -109,7 +112,8 @@ const std::string& Server::address() const { return impl_->node.listening; }
 const std::string& Server::admin_socket() const { return impl_->node.admin_socket; }
 Node& Server::node() { return impl_->node; }
 
-Result<std::unique_ptr<Server>> Server::start(const std::string& data, const Config& config, storage::FileSystem& files, const Clock& clock) {
+Result<std::unique_ptr<Server>> Server::start(const std::string& data, const Config& config, storage::FileSystem& files,
+                                              const Clock& clock) {
   std::error_code error;
   const auto canonical = std::filesystem::canonical(data, error);
   const Directory directory(error ? data : canonical.string());
@@ -122,7 +126,8 @@ Result<std::unique_ptr<Server>> Server::start(const std::string& data, const Con
   auto tokens = TIDEMARK_TRY(Tokens::load(directory.tokens(), clock));
   raise_descriptor_limit(config.limits.sessions);
 
-  auto impl = std::make_unique<Impl>(config, directory, std::move(superblock), std::move(authority), std::move(tokens), files, clock);
+  auto impl = std::make_unique<Impl>(config, directory, std::move(superblock), std::move(authority), std::move(tokens),
+                                     files, clock);
   impl->lock = std::move(*lock);
   impl->node.admin_socket = config.server.admin_socket.empty() ? directory.admin_socket() : config.server.admin_socket;
   std::unique_ptr<Server> server(new Server(std::move(impl)));
@@ -130,8 +135,9 @@ Result<std::unique_ptr<Server>> Server::start(const std::string& data, const Con
   TIDEMARK_TRY(server->impl_->listen());
   server->impl_->admin = TIDEMARK_TRY(AdminServer::start(server->impl_->node, server->impl_->node.admin_socket));
   const Node& node = server->impl_->node;
-  spdlog::info("serving{}{}{}{}{}", kv("address", node.listening), kv("admin_socket", node.admin_socket), kv("data", node.directory.path()),
-               kv("partitions", node.superblock.partitions), kv("shards", node.shards.size()));
+  spdlog::info("serving{}{}{}{}{}", kv("address", node.listening), kv("admin_socket", node.admin_socket),
+               kv("data", node.directory.path()), kv("partitions", node.superblock.partitions),
+               kv("shards", node.shards.size()));
   return server;
 }
 

@@ -20,13 +20,13 @@ struct Node;
 class Server {
  public:
   // Serves when it returns well. Partitions that cannot be opened do not count: /v1/health tells of them.
-  static Result<std::unique_ptr<Server>> start(const std::string& data, const Config& config, storage::FileSystem& files,
-                                               const Clock& clock);
+  static Result<std::unique_ptr<Server>> start(const std::string& data, const Config& config,
+                                               storage::FileSystem& files, const Clock& clock);
   ~Server();  // stop()
   // Says goodbye, makes durable what was received, closes. Sessions get at most `grace` to read their goodbye.
   void stop(std::chrono::milliseconds grace = std::chrono::seconds(3));
 
-  const std::string& address() const;       // HOST:PORT, with the port that was chosen
+  const std::string& address() const;  // HOST:PORT, with the port that was chosen
   const std::string& admin_socket() const;
   Node& node();
 

@@ -34,7 +34,8 @@ pb::OpenEpoch to_wire(const storage::pb::OpenEpochEntry& entry) {
 Session::Session(Shard& shard, PartitionHost& host, Arrival arrival)
     : Channel(shard, std::move(arrival)),
       host_(host),
-      protocol_(machine(), *this, shard.node().clock, {.credit = host.initial_credit(), .payload_max = limits::kFramePayloadMax}),
+      protocol_(machine(), *this, shard.node().clock,
+                {.credit = host.initial_credit(), .payload_max = limits::kFramePayloadMax}),
       reported_(shard.now()) {}
 
 Channel::Frame Session::on_frame(const wire::FrameHeader& header, std::span<const std::byte> payload) {
@@ -64,7 +65,8 @@ void Session::on_ended(const std::optional<Error>& error) {
     observed.last_error_remedy.clear();
   }
   if (began_) host_.session_ended(*this, appended_);
-  const std::string text = kv("machine", machine().to_string()) + kv("peer", peer().address) + (why ? kv(*why) : std::string());
+  const std::string text =
+      kv("machine", machine().to_string()) + kv("peer", peer().address) + (why ? kv(*why) : std::string());
   if (why && why->code == Code::protocol) {
     spdlog::warn("session broke the protocol{}", text);
   } else if (began_) {
@@ -90,7 +92,8 @@ void Session::bytes_durable(std::uint64_t payload_bytes) {
 }
 
 void Session::tick(Time now) {
-  if (unreported_bytes_ != 0 && (unreported_bytes_ >= kReportBytes || now - reported_ >= kReportEvery)) send_progress(now);
+  if (unreported_bytes_ != 0 && (unreported_bytes_ >= kReportBytes || now - reported_ >= kReportEvery))
+    send_progress(now);
   if (!digesting_ && !digests_.empty()) start_digests();
   if (unreported_bytes_ != 0 || (!digesting_ && !digests_.empty())) shard().want_tick(*this);
 }
@@ -102,7 +105,8 @@ void Session::send_progress(Time now) {
   reported_ = now;
   if (!machine_state->open_epoch || machine_state->open_epoch->kind() != pb::INITIAL) return;
   host_.observed(machine()).initial_progress_us = shard().node().clock.wall_us();
-  protocol_.on_durable(machine_state->durable_epoch, machine_state->durable_digest, to_wire(*machine_state->open_epoch));
+  protocol_.on_durable(machine_state->durable_epoch, machine_state->durable_digest,
+                       to_wire(*machine_state->open_epoch));
 }
 
 Status Session::request_digests(const pb::DigestRequest& request) {

@@ -40,7 +40,9 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   bool greeted() const override { return protocol_.ready(); }
 
   // --- wire::ServerSession::Actions ---
-  void send(wire::FrameType type, const google::protobuf::MessageLite& message) override { Channel::send(type, message); }
+  void send(wire::FrameType type, const google::protobuf::MessageLite& message) override {
+    Channel::send(type, message);
+  }
   Result<wire::MachineView> admit(const pb::Hello& hello) override;
   Result<pb::DiskInfo> open_disk(const pb::OpenDisk& request) override;
   Status begin_epoch(const pb::EpochBegin& begin) override;
@@ -63,11 +65,11 @@ class Session final : public Channel, private wire::ServerSession::Actions {
 
   PartitionHost& host_;
   wire::ServerSession protocol_;
-  bool began_ = false;        // the host counts it as the machine's session
-  bool appended_ = false;     // something of it went to the log
-  bool waits_ = false;        // the frame at hand was answered busy by us, and somebody will call retry()
+  bool began_ = false;     // the host counts it as the machine's session
+  bool appended_ = false;  // something of it went to the log
+  bool waits_ = false;     // the frame at hand was answered busy by us, and somebody will call retry()
   std::deque<std::pair<EpochNumber, Time>> commits_;  // received, not yet durable
-  std::uint64_t unreported_bytes_ = 0;  // durable, of an initial epoch, since the agent was told
+  std::uint64_t unreported_bytes_ = 0;                // durable, of an initial epoch, since the agent was told
   Time reported_;
   std::deque<pb::DigestRequest> digests_;  // the first one may be with a worker
   bool digesting_ = false;

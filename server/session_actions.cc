@@ -77,14 +77,15 @@ Status Session::make_way(const pb::Hello& hello) {
   if (other == nullptr || other == this) return {};
   const pb::Hello& theirs = other->protocol_.hello();
   if (theirs.fingerprint() == hello.fingerprint() && theirs.boot_id() == hello.boot_id()) {
-    spdlog::info("session replaced by a newer one{}{}{}", kv("machine", machine().to_string()), kv("old", other->peer().address),
-                 kv("new", peer().address));
+    spdlog::info("session replaced by a newer one{}{}{}", kv("machine", machine().to_string()),
+                 kv("old", other->peer().address), kv("new", peer().address));
     ++shard().counters().sessions_replaced;
     other->drop();
     return {};
   }
   refuse(Refusal::second_session);
-  return fail(Code::already_exists, machine().to_string(), "this machine has a session already, from " + other->peer().address,
+  return fail(Code::already_exists, machine().to_string(),
+              "this machine has a session already, from " + other->peer().address,
               "if this is a clone, enrol it with a token of its own; if it restarted, its old session ends within " +
                   std::to_string(limits::kIdleSessionSeconds) + " seconds");
 }
@@ -97,7 +98,8 @@ Result<wire::MachineView> Session::admit(const pb::Hello& hello) {
   const auto* state = host_.find(machine());
   if (state == nullptr) {
     refuse(Refusal::removed);
-    return fail(Code::not_found, machine().to_string(), "this server does not know the machine: it was removed, or never enrolled here",
+    return fail(Code::not_found, machine().to_string(),
+                "this server does not know the machine: it was removed, or never enrolled here",
                 "enrol it with a new token");
   }
   const AdmitDecision decision = decide_admission(state->record, peer().certificate_serial, hello);
@@ -136,7 +138,8 @@ Result<wire::MachineView> Session::admit(const pb::Hello& hello) {
   observed.last_error.clear();
   observed.last_error_remedy.clear();
   spdlog::info("session admitted{}{}{}{}{}", kv("machine", state->record.name()), kv("id", machine().to_string()),
-               kv("peer", peer().address), kv("agent", hello.agent_version()), kv("durable_epoch", state->durable_epoch.value()));
+               kv("peer", peer().address), kv("agent", hello.agent_version()),
+               kv("durable_epoch", state->durable_epoch.value()));
   wire::MachineView view = view_of(*state);
   const auto left_us = peer().certificate_expires_us - shard().node().clock.wall_us();
   view.certificate_expires_soon = left_us < std::chrono::microseconds(net::kRenewBefore).count();
@@ -174,7 +177,8 @@ Status Session::begin_epoch(const pb::EpochBegin& begin) {
   return after_append(host_.partition()->begin_epoch(machine(), record), kControlRoom);
 }
 
-Status Session::append_blocks(EpochNumber, DiskId disk, std::span<const std::byte> payload, const wire::BlocksSummary&) {
+Status Session::append_blocks(EpochNumber, DiskId disk, std::span<const std::byte> payload,
+                              const wire::BlocksSummary&) {
   TIDEMARK_TRY(room_for(payload.size()));
   return after_append(host_.partition()->append_blocks(machine(), disk, payload), payload.size());
 }
@@ -249,22 +253,23 @@ void Session::renewal_issued(const Result<std::pair<std::string, std::string>>& 
     return;
   }
   // The answer goes out when the record is durable, so that a serial that is in use is always known.
-  const auto change = [old_serial = peer().certificate_serial, serial = issued->second](storage::pb::MachineRecord& record) {
-    supersede_serial(record, old_serial, serial);
-  };
-  host_.put(machine(), change, [shard = &shard(), id = id(), pem = issued->first, serial = issued->second](const Status& status) {
-    auto* session = shard->session(id);
-    if (session == nullptr) return;
-    if (!status) {
-      session->end(status.error(), retry_after_ms(status.error().code));
-      return;
-    }
-    ++shard->counters().renewals;
-    spdlog::info("certificate renewed{}{}", kv("machine", session->machine().to_string()), kv("serial", serial));
-    pb::RenewReply reply;
-    reply.set_certificate_pem(pem);
-    static_cast<Channel*>(session)->send(wire::FrameType::renew_reply, reply);
-  });
+  const auto change = [old_serial = peer().certificate_serial, serial = issued->second](
+                          storage::pb::MachineRecord& record) { supersede_serial(record, old_serial, serial); };
+  host_.put(machine(), change,
+            [shard = &shard(), id = id(), pem = issued->first, serial = issued->second](const Status& status) {
+              auto* session = shard->session(id);
+              if (session == nullptr) return;
+              if (!status) {
+                session->end(status.error(), retry_after_ms(status.error().code));
+                return;
+              }
+              ++shard->counters().renewals;
+              spdlog::info("certificate renewed{}{}", kv("machine", session->machine().to_string()),
+                           kv("serial", serial));
+              pb::RenewReply reply;
+              reply.set_certificate_pem(pem);
+              static_cast<Channel*>(session)->send(wire::FrameType::renew_reply, reply);
+            });
 }
 
 }  // namespace tidemark::server

@@ -35,16 +35,19 @@ constexpr int kIdleRounds = 3;
 std::optional<Error> refusal_of(const net::Peer& peer, bool counted, Refusal& why) {
   if (!counted) {
     why = Refusal::sessions;
-    return Error{Code::busy, "sessions", "the server has as many sessions as it is allowed", "it is tried again by itself"};
+    return Error{Code::busy, "sessions", "the server has as many sessions as it is allowed",
+                 "it is tried again by itself"};
   }
   if (peer.alpn == wire::kAlpnEnroll) return std::nullopt;
   if (peer.alpn != wire::kAlpnMachine) {
     why = Refusal::other;
-    return Error{Code::unsupported, peer.address, "the connection names no protocol that this server speaks", "use a matching tidemark-agent"};
+    return Error{Code::unsupported, peer.address, "the connection names no protocol that this server speaks",
+                 "use a matching tidemark-agent"};
   }
   if (!peer.has_certificate || peer.machine.is_nil()) {
     why = Refusal::no_certificate;
-    return Error{Code::unauthenticated, peer.address, "no machine certificate was shown", "enrol the machine with a token first"};
+    return Error{Code::unauthenticated, peer.address, "no machine certificate was shown",
+                 "enrol the machine with a token first"};
   }
   return std::nullopt;
 }
@@ -52,7 +55,10 @@ std::optional<Error> refusal_of(const net::Peer& peer, bool counted, Refusal& wh
 }  // namespace
 
 Shard::Shard(Node& node, unsigned index, unsigned count)
-    : node_(node), index_(index), count_(count), handshakes_(node.config.limits.handshakes),
+    : node_(node),
+      index_(index),
+      count_(count),
+      handshakes_(node.config.limits.handshakes),
       frames_(node.config.limits.memory / count) {
   for (std::uint32_t id = index; id < node.superblock.partitions; id += count)
     hosts_.push_back(std::make_unique<PartitionHost>(*this, PartitionId(id)));
@@ -102,6 +108,11 @@ double Shard::cpu_seconds() const {
 
 Status Shard::prepare() {
   ::pthread_setname_np(::pthread_self(), ("tm-shard-" + std::to_string(index_)).c_str());
+  tls_ = TIDEMARK_TRY(net::TlsContext::server(node_.authority.server_credentials(), node_.tickets));
+  queue_ = TIDEMARK_TRY(storage::make_uring_queue(kQueueEntries));
+  queue_event_.emplace(io_, ::dup(queue_->event_fd()));
+  for (const auto& host : hosts_) host->open(*queue_);
+  // Only now: the threads that the store started in the background would be bound to this core as well.
   const long cores = ::sysconf(_SC_NPROCESSORS_ONLN);
   if (node_.config.server.pin && cores > 1) {
     cpu_set_t set;
@@ -110,10 +121,6 @@ Status Shard::prepare() {
     if (::pthread_setaffinity_np(::pthread_self(), sizeof set, &set) != 0)
       spdlog::info("shard not pinned: the system forbids it{}", kv("shard", index_));
   }
-  tls_ = TIDEMARK_TRY(net::TlsContext::server(node_.authority.server_credentials(), node_.tickets));
-  queue_ = TIDEMARK_TRY(storage::make_uring_queue(kQueueEntries));
-  queue_event_.emplace(io_, ::dup(queue_->event_fd()));
-  for (const auto& host : hosts_) host->open(*queue_);
   return {};
 }
 
@@ -148,8 +155,9 @@ void Shard::loop() {
   int idle_rounds = 0;
   Time idle_called = now();
   while (!stopped_) {
-    const bool long_wait = idle_rounds > kIdleRounds &&
-                           std::all_of(hosts_.begin(), hosts_.end(), [](const auto& host) { return host->waiting_for_room() == 0; });
+    const bool long_wait = idle_rounds > kIdleRounds && std::all_of(hosts_.begin(), hosts_.end(), [](const auto& host) {
+                             return host->waiting_for_room() == 0;
+                           });
     std::size_t ran = io_.run_one_for(!later_.empty() ? milliseconds(0) : long_wait ? kLongWait : kIdleWait);
     if (io_.stopped()) io_.restart();
     for (int i = 0; ran != 0 && i < kHandlersPerTurn; ++i)

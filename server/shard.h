@@ -6,8 +6,8 @@
 //   3. what was put off: later() callbacks, buffers for those who wait for one
 //   4. each partition's end_turn(), which closes its open commit; then one submit() for all of them
 //   5. the graveyard
-// When nothing comes for limits::kIdleCommitMillis the partitions' on_idle() is called; after three idle rounds in a row the
-// loop sleeps longer.
+// When nothing comes for limits::kIdleCommitMillis the partitions' on_idle() is called; after three idle rounds in a
+// row the loop sleeps longer.
 //
 // Nothing here blocks. Other threads reach a shard by post() and call(); everything else belongs to its thread.
 #pragma once
@@ -49,7 +49,7 @@ class Shard {
 
   // --- any thread ---
   void start();
-  Status wait_ready();                      // partitions are open, or each has said why not
+  Status wait_ready();  // partitions are open, or each has said why not
   void post(std::function<void()> job);
   // Runs `job` on the shard and gives its value. Code::unavailable when the shard does not answer in time.
   template <typename Job>
@@ -77,7 +77,7 @@ class Shard {
   Session* session(std::uint64_t id) const;
   Channel* channel(std::uint64_t id) const;
   void later(std::function<void()> job) { later_.push_back(std::move(job)); }  // in this turn or the next, not now
-  void want_tick(Session& session);        // Session::tick() within the next 100 ms
+  void want_tick(Session& session);                                            // Session::tick() within the next 100 ms
   void bury(Channel& channel);
   void bury(Greeter& greeter);
   std::size_t channels() const { return channels_.size(); }
@@ -137,7 +137,8 @@ auto Shard::call(Job job) -> Result<std::invoke_result_t<Job>> {
   auto future = promise->get_future();
   post([promise, job = std::move(job)]() mutable { promise->set_value(job()); });
   if (future.wait_for(std::chrono::seconds(10)) != std::future_status::ready)
-    return fail(Code::unavailable, "shard " + std::to_string(index_), "does not answer", "the server is overloaded or stops; try again");
+    return fail(Code::unavailable, "shard " + std::to_string(index_), "does not answer",
+                "the server is overloaded or stops; try again");
   return future.get();
 }
 

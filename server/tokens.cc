@@ -20,7 +20,8 @@ Result<std::unique_ptr<Tokens>> Tokens::load(const std::string& path, const Cloc
   if (!text && text.error().code == Code::not_found) return tokens;
   if (!text) return std::unexpected(text.error());
   const auto damaged = [&] {
-    return fail(Code::corrupt, path, "not a list of tokens", "remove it and make new tokens; enrolled machines do not need it");
+    return fail(Code::corrupt, path, "not a list of tokens",
+                "remove it and make new tokens; enrolled machines do not need it");
   };
   const auto json = nlohmann::json::parse(*text, nullptr, false);
   if (!json.is_object() || !json.contains("tokens") || !json["tokens"].is_array()) return damaged();
@@ -32,7 +33,8 @@ Result<std::unique_ptr<Tokens>> Tokens::load(const std::string& path, const Cloc
       return damaged();
     Sha256 digest;
     if (!from_hex(item["sha256"].get<std::string>(), digest)) return damaged();
-    TokenEntry entry{.expires_us = item["expires_us"].get<WallMicros>(), .machine = std::nullopt, .used = item["used"].get<bool>()};
+    TokenEntry entry{
+        .expires_us = item["expires_us"].get<WallMicros>(), .machine = std::nullopt, .used = item["used"].get<bool>()};
     if (item.contains("machine")) {
       if (!item["machine"].is_string()) return damaged();
       entry.machine = MachineId::parse(item["machine"].get<std::string>());
@@ -50,7 +52,8 @@ Result<Tokens::Created> Tokens::create(std::chrono::seconds ttl, std::optional<M
   const WallMicros now = clock_.wall_us();
   std::erase_if(entries_, [&](const auto& item) { return item.second.expires_us <= now; });
   if (entries_.size() >= kCountMax)
-    return fail(Code::busy, "tokens", "there are " + std::to_string(kCountMax) + " unexpired tokens already", "wait until some expire");
+    return fail(Code::busy, "tokens", "there are " + std::to_string(kCountMax) + " unexpired tokens already",
+                "wait until some expire");
   created.expires_us = now + std::chrono::duration_cast<std::chrono::microseconds>(ttl).count();
   const Sha256 digest = sha256(std::span<const std::byte>(created.secret));
   entries_[digest] = TokenEntry{.expires_us = created.expires_us, .machine = machine, .used = false};

@@ -3,8 +3,8 @@
 // A token is known by the SHA-256 of its secret; the secret itself is never stored. It works once:
 //   spend()      marks it used, durably, before the machine's record is written
 //   give_back()  when that record could not be made: it may be used again
-// A crash between the two leaves it used with no machine behind it: then a new token is made. Used tokens are kept until
-// they expire, so that whoever tries one again is told so. All expired ones are dropped at the next write.
+// A crash between the two leaves it used with no machine behind it: then a new token is made. Used tokens are kept
+// until they expire, so that whoever tries one again is told so. All expired ones are dropped at the next write.
 //
 // Thread-safe. Every call may write a file: not on a shard's thread.
 #pragma once
