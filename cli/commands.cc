@@ -46,6 +46,7 @@ std::string state_of(const json& machine) {
   std::string state = or_dash(text_at(machine, "state"));
   if (flag_at(machine, "revoked")) state += ", revoked";
   if (quarantined(machine)) state += ", quarantined";
+  if (flag_at(machine, "alarm")) state += ", alarm";
   return state;
 }
 
@@ -85,9 +86,9 @@ void print_machine(const Context& context, const json& machine) {
     field(out, "progress", percent_of(machine) + ", " + seconds_of(machine, "eta_seconds") + " left");
   const std::string peer = clean(text_at(machine, "address"));
   field(out, "connected", flag_at(machine, "connected") ? (peer.empty() ? "yes" : "yes, from " + peer) : "no");
+  const auto newest = number_at(machine, "newest_point");
   field(out, "newest point",
-        fmt::format("epoch {}, {}", number_at(machine, "newest_point").value_or(0),
-                    moment(machine, "newest_point_time", now)));
+        newest ? fmt::format("epoch {}, {}", *newest, moment(machine, "newest_point_time", now)) : "none yet");
   if (time_at(machine, "unchanged_as_of")) field(out, "unchanged as of", moment(machine, "unchanged_as_of", now));
   field(out, "lag", seconds_of(machine, "lag_seconds") + ", backlog " + size_of(machine, "backlog_bytes"));
   field(out, "durable epoch", std::to_string(number_at(machine, "durable_epoch").value_or(0)));

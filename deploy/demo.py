@@ -286,15 +286,14 @@ class Demo:
         line("tidemarkd run", f"recovered and serving {time.monotonic() - again:.1f} s later; the agent comes back by itself")
         done = self.finish_sync()
         seconds = time.monotonic() - begun
-        sent = sum(epoch.get("sent_bytes") or 0 for epoch in done.get("epochs") or [done])
+        rest = sum(epoch.get("sent_bytes") or 0 for epoch in done.get("epochs") or [done])
         looked = (FILES_DISK_MIB + DATABASE_DISK_MIB) * MIB
-        line("the sync is through", f"{size(looked)} of disks, {size(sent)} sent, {seconds:.1f} s, "
-                                    f"{looked / MIB / seconds:,.0f} MiB/s; {done.get('reconnects')} reconnect(s)")
+        line("the sync is through", f"{size(looked)} of disks, {seconds:.1f} s, {looked / MIB / seconds:,.0f} MiB/s; "
+                                    f"{size(rest)} sent after the kill: it resumed")
         self.keep_moment("first", done)
 
     def second_point(self):
         step("4. Life goes on: files change and are deleted")
-        # Another second than the first point's, so that each has a time of its own.
         removed, written = [], {}
         for number in (0, 1, 7, 42, 300, 599):
             name = f"home/user{number % 12}/dir{number % 40}/file{number}"

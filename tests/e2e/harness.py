@@ -27,7 +27,7 @@ import time
 import unittest
 
 KIB, MIB = 1 << 10, 1 << 20
-DEADLINE = 90  # seconds, for anything that is waited for; never reached on a machine that makes progress
+DEADLINE = int(os.environ.get("TIDEMARK_DEADLINE", 90))  # seconds, for anything that is waited for; never reached on a machine that makes progress
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -264,7 +264,10 @@ class Agent:
 
     def make_disk(self, name, size, seed=0):
         path = self.root / name
-        fill(path, size, seed)
+        if size < 0:  # incompressible, so that a rate limit gives it a known duration
+            path.write_bytes(random.Random(seed).randbytes(-size))
+        else:
+            fill(path, size, seed)
         self.disks.append(path)
         return path
 
@@ -347,7 +350,7 @@ class Case(unittest.TestCase):
         agent = Agent(self, server or self.servers[0], name)
         self.agents.append(agent)
         for seed, (disk, size) in enumerate((disks or {}).items()):
-            agent.make_disk(disk, size, seed)
+            agent.make_disk(disk, size, seed)  # a size below zero: incompressible
         if enroll:
             agent.enroll()
             if agent.disks:

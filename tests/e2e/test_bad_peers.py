@@ -160,16 +160,13 @@ class Certificates(Peers):
         self.assertEqual(web1.id, machine_id)
 
     def test_no_certificate(self):
-        connection = rawwire.connect(self.staging.address)
-        self.addCleanup(connection.close)
-        with self.counted():
-            said = b""
-            try:
-                connection.sendall(rawwire.frame("hello"))
+        said = b""
+        with self.counted("no_certificate"):
+            connection = rawwire.connect(self.staging.address)
+            self.addCleanup(connection.close)
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
                 while piece := connection.recv(65536):
                     said += piece
-            except (ssl.SSLError, ConnectionError):
-                pass
         self.assertTrue(said, "no Error frame came")
         self.assertEqual(rawwire.NAMES[said[4]], "error")
         self.assert_error(rawwire.Told(said[32:32 + struct.unpack_from("<I", said, 8)[0]]).error, "certificate", "unauthenticated")
@@ -252,6 +249,7 @@ class Frames(Peers):
         self.allow(BROKEN)
         self.state, self.machine_id = self.raw_machine("raw")
         self.committed = []
+        self.errors = {}  # by code, as the server must have counted them
 
     def open_session(self):
         session = self.session(self.state, self.machine_id)
@@ -263,7 +261,7 @@ class Frames(Peers):
     def in_epoch(self):
         session = self.open_session()
         disk = session.open_disk("vda", MIB)
-        session.begin(self.next_epoch, {disk: MIB})
+        session.begin(self.next_epoch, {disk: MIB}, rawwire.DELTA if self.committed else rawwire.INITIAL)
         return session, disk, self.next_epoch
 
     def commit_one(self):
@@ -281,10 +279,12 @@ class Frames(Peers):
         return number
 
     def ends_with(self, session, what, code="protocol"):
-        with self.counted():
-            error = session.expect_error().error
+        error = session.expect_error().error
         self.assert_error(error, what, code)
         self.assert_logged(self.staging, what)
+        self.errors[code] = self.errors.get(code, 0) + 1
+        counted = self.staging.metric(rf'session_errors_total{{code="{code}"}}')
+        self.assertEqual(counted, self.errors[code], f"ended sessions counted with the code {code}")
         return error
 
     def check_nothing_lost(self):
@@ -305,13 +305,11 @@ class Frames(Peers):
 
     def test_a_protocol_version_of_the_future(self):
         session = self.session(self.state, self.machine_id)
-        with self.counted():
-            session.send("hello", session.hello_payload(version=9))
-            self.assert_error(session.expect_error().error, "version 9", "unsupported")
+        session.send("hello", session.hello_payload(version=9))
+        self.ends_with(session, "version 9", "unsupported")
         session = self.session(self.state, self.machine_id)
-        with self.counted():
-            session.send("hello", session.hello_payload(), version=9)
-            self.assert_error(session.expect_error().error, "version 9", "unsupported")
+        session.send("hello", session.hello_payload(), version=9)
+        self.ends_with(session, "version 9", "unsupported")
 
     def test_frames_that_are_none(self):
         self.commit_one()
@@ -476,7 +474,7 @@ class Frames(Peers):
         self.assert_logged(self.staging, "history diverged")
         disk = session.open_disk("vda", MIB)
         session.send("epoch_begin", rawwire.message(_1=welcome[12][0], _2=rawwire.DELTA, _3=rawwire.message(_1=disk, _2=MIB)))
-        self.assert_error(session.expect_error().error, "no common base", "history-diverged")
+        self.ends_with(session, "no common base", "history-diverged")
         self.check_nothing_lost()
 
     def test_a_connection_cut_at_any_place_loses_nothing(self):

@@ -19,7 +19,7 @@ class Sources(Case):
     def setUp(self):
         super().setUp()
         self.staging = self.server()
-        self.web1 = self.agent("web1", disks={"vda.img": 20 * MIB, "vdb.img": 1 * MIB})
+        self.web1 = self.agent("web1", disks={"vda.img": -20 * MIB, "vdb.img": 1 * MIB})
 
     def in_the_middle(self, act):
         """Does something to the sources while an initial sync is under way."""
@@ -81,7 +81,7 @@ class Sources(Case):
         self.recovers()
 
     def test_a_source_that_is_no_disk(self):
-        for path, what in (("/nonexistent/x.img", "No such file|not.*exist|no such"), (self.directory, "director"), ("/dev/null", "/dev/null")):
+        for path, what in (("/nonexistent/x.img", "No such file|not.*exist|no such"), (self.directory, "neither a block device nor a regular file"), ("/dev/null", "/dev/null")):
             done = self.web1.run("protect", path)
             self.assertEqual(done.status, 1, f"{path}: {done}")
             self.assert_error(done.error, what)

@@ -62,7 +62,8 @@ class WithServer(Case):
 
     def test_json_is_what_the_api_says(self):
         machine = self.staging.ask("machine", "show", "web1")
-        self.assertEqual(self.staging.ask("machine", "show", machine["id"]), machine, "an id names it as well")
+        same = self.staging.ask("machine", "show", machine["id"])
+        self.assertEqual((same["name"], same["newest_point"], same["disks"]), ("web1", machine["newest_point"], machine["disks"]))
         self.assertEqual(machine["newest_point"], self.staging.points("web1")[0]["epoch"])
         self.assertEqual([(disk["name"], disk["size"]) for disk in machine["disks"]], [("vda.img", 3 * MIB), ("vdb.img", MIB)])
         self.assertTrue(self.staging.ask("health")["ok"])
@@ -74,7 +75,8 @@ class WithServer(Case):
                 (("points", "web9"), "not-found", "web9"),
                 (("export", "web9", "--at", "latest", "--output", self.directory / "x"), "not-found", "web9"),
                 (("export", "web1", "--at", "soon", "--output", self.directory / "x"), "invalid-argument", "soon"),
-                (("export", "web1", "--at", "epoch:999", "--output", self.directory / "x"), "not-found", "999"),
+                (("export", "web1", "--at", "epoch:0", "--output", self.directory / "x"), "not-found", ""),
+                (("export", "web1", "--at", "epoch:x", "--output", self.directory / "x"), "invalid-argument", "epoch:x"),
                 (("export", "web1", "--at", "2001-01-01T00:00:00Z", "--output", self.directory / "x"), "not-found", ""),
                 (("export", "web1", "--at", "latest", "--disk", "vdz", "--output", self.directory / "x"), "not-found", "vda.img"),
                 (("verify", "web1", "--at", "-1y"), "invalid-argument", "-1y"),
@@ -88,6 +90,9 @@ class WithServer(Case):
             self.assertTrue(done.error["what"])
             self.assertRegex(done.err, "^tidemark: ")
         self.assertFalse((self.directory / "x").exists())
+        newest = self.staging.points("web1")[0]["epoch"]
+        made = self.staging.ask("export", "web1", "--at", "epoch:999", "--output", self.directory / "x")
+        self.assertEqual(made["epoch"], newest, "the newest point at or before, and it says which")
 
     def test_rename(self):
         self.agent("web2")

@@ -22,7 +22,7 @@ class Restart(Case):
 
     def test_server_killed_in_the_initial_sync(self):
         server = self.server()
-        web1 = self.agent("web1", disks={"vda.img": 24 * MIB, "vdb.img": 4 * MIB})
+        web1 = self.agent("web1", disks={"vda.img": -24 * MIB, "vdb.img": -4 * MIB})
         self.allow("connection", "server", "cannot|refused|cut|closed", "resum")
         self.start_slow_sync(server, web1)
         server.restart()
@@ -55,7 +55,7 @@ class Restart(Case):
 
     def test_agent_killed_in_the_initial_sync(self):
         server = self.server()
-        web1 = self.agent("web1", disks={"vda.img": 24 * MIB})
+        web1 = self.agent("web1", disks={"vda.img": -24 * MIB})
         self.start_slow_sync(server, web1)
         web1.kill()
         wait_for("the server to notice", lambda: not server.machine("web1")["connected"])
