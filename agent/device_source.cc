@@ -51,7 +51,7 @@ Result<WriteCounters> settled_counters(const OsPaths& os, const std::string& dis
 class DeviceWitness final : public Witness {
  public:
   DeviceWitness(const OsPaths& os, std::string path, const BlockDeviceFacts& facts, int fd)
-      : os_(os), path_(std::move(path)), facts_(facts), fd_(fd), claimable_(claim()) {
+      : os_(os), path_(std::move(path)), facts_(facts), fd_(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), claimable_(claim()) {
     flush();
     backing_ = backing_state(facts_.backing_file);
     if (auto counters = settled_counters(os_, facts_.disk_name)) {
@@ -68,7 +68,7 @@ class DeviceWitness final : public Witness {
     evidence.frozen = frozen;
     evidence.claimable = claimable_ && claim();
     // Buffered writes to the bare device must reach the counters; on a mounted one a flush would be a write of our own.
-    if (evidence.claimable) (void)::fsync(fd_);
+    if (evidence.claimable) (void)::fsync(fd_.get());
     const auto mounts = read_mounts(os_);
     evidence.mounted = mounts && !mounts_of(*mounts, facts_.tree).empty();
     evidence.detail = detail_;
@@ -101,13 +101,13 @@ class DeviceWitness final : public Witness {
         if (folder) (void)::syncfs(folder.get());  // an error means changes to come: the counters will tell
       }
     }
-    (void)::fsync(fd_);
+    (void)::fsync(fd_.get());
   }
 
   OsPaths os_;
   std::string path_;
   BlockDeviceFacts facts_;
-  int fd_;
+  FileDescriptor fd_;
   bool claimable_;
   bool counted_ = false;
   WriteCounters counters_;

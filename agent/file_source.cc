@@ -36,14 +36,16 @@ Times times_of(const struct stat& status) {
 
 class FileWitness final : public Witness {
  public:
-  FileWitness(int fd, const OsPaths& os, std::string path) : fd_(fd), os_(os), path_(std::move(path)) {
+  // Keeps a descriptor of its own: it may outlive the source.
+  FileWitness(int fd, const OsPaths& os, std::string path)
+      : fd_(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), os_(os), path_(std::move(path)) {
     struct stat status{};
-    stated_ = ::fstat(fd, &status) == 0;
+    stated_ = ::fstat(fd_.get(), &status) == 0;
     times_ = times_of(status);
     timespec now{};
     ::clock_gettime(CLOCK_REALTIME, &now);
     settled_ = std::max(times_.modified, times_.changed) + kTimesSettleNanos < nanos(now);
-    auto lease = ReadLease::take(fd, path_);
+    auto lease = ReadLease::take(fd_.get(), path_);
     if (lease) {
       lease_ = std::move(*lease);
     } else {
@@ -58,7 +60,7 @@ class FileWitness final : public Witness {
     evidence.is_file = true;
     evidence.frozen = frozen;
     struct stat status{};
-    const bool same = stated_ && ::fstat(fd_, &status) == 0 && times_of(status) == times_;
+    const bool same = stated_ && ::fstat(fd_.get(), &status) == 0 && times_of(status) == times_;
     evidence.times_unchanged = same && settled_;
     if (lease_) {
       evidence.lease_held = lease_->held() && same;
@@ -79,7 +81,7 @@ class FileWitness final : public Witness {
   }
 
  private:
-  int fd_;
+  FileDescriptor fd_;
   OsPaths os_;
   std::string path_;
   bool stated_ = false;

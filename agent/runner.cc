@@ -43,7 +43,7 @@ class Runner {
   Status prepare();
   Status serve(Link& link);  // until the link ends (no error), the work is done, or nothing helps
   Status after_failure(Link& link, const Error& error);
-  void after_epoch(const EpochReport& report);
+  void after_epoch(EpochReport report);
   bool freeze_now() const;
   Status note_divergence(Link& link);
   void renew_if_due(Link& link);
@@ -190,7 +190,14 @@ bool Runner::freeze_now() const {
   return options_.once || (now >= freeze_allowed_ && now - last_point_ >= kPointPatience);
 }
 
-void Runner::after_epoch(const EpochReport& report) {
+void Runner::after_epoch(EpochReport report) {
+  if (const auto estimate = engine_->compare_estimate(); report.freeze_would_help && config_.freeze && estimate) {
+    report.remedy =
+        *estimate > config_.freeze_limit
+            ? fmt::format("a freeze for reading everything would take about {} s, longer than freeze_limit_s",
+                          estimate->count() / 1000)
+            : "it is tried again with a freeze";
+  }
   const auto now = clock_.monotonic();
   backoff_.reset();
   changed_in_a_row_ = 0;

@@ -32,6 +32,9 @@ void patch(const std::filesystem::path& path, std::uint64_t offset, const std::s
             static_cast<ssize_t>(bytes.size()));
 }
 
+// Buffers, queues and sockets hold less than this: when the server sees the first block, the last is not read yet.
+constexpr std::size_t kLargerThanWhatIsUnderWay = 48 << 20;
+
 class RunnerTest : public testing::Test {
  protected:
   void protect(std::vector<std::string> disks, const std::string& more = "") {
@@ -126,7 +129,7 @@ TEST_F(RunnerTest, CutInitialSyncGoesOnWhereItWasAndIsStillAPoint) {
 }
 
 TEST_F(RunnerTest, InitialSyncContinuedByAnotherRunIsFuzzyAndThenBecomesAPoint) {
-  const auto disk = temp_.write("a.img", noise(5, 24 << 20));
+  const auto disk = temp_.write("a.img", noise(5, kLargerThanWhatIsUnderWay));
   protect({disk});
   std::stop_source stop;
   server_.on_blocks([&](std::uint64_t total) {
@@ -149,7 +152,7 @@ TEST_F(RunnerTest, InitialSyncContinuedByAnotherRunIsFuzzyAndThenBecomesAPoint) 
 }
 
 TEST_F(RunnerTest, SourceWrittenWhileItIsReadIsFuzzyAndSaidSo) {
-  const auto disk = temp_.write("a.img", noise(6, 8 << 20));
+  const auto disk = temp_.write("a.img", noise(6, kLargerThanWhatIsUnderWay));
   protect({disk});
   std::atomic<int> writes = 0;
   server_.on_blocks([&](std::uint64_t) {
@@ -290,7 +293,7 @@ TEST_F(RunnerTest, DisksGrowShrinkComeAndGo) {
 }
 
 TEST_F(RunnerTest, DiskThatChangesItsSizeInTheMiddleBeginsAnew) {
-  const auto disk = temp_.write("a.img", noise(17, 16 << 20));
+  const auto disk = temp_.write("a.img", noise(17, kLargerThanWhatIsUnderWay));
   protect({disk});
   std::atomic<int> calls = 0;
   server_.on_blocks([&](std::uint64_t) {
