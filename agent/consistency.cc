@@ -5,7 +5,7 @@
 namespace tidemark::agent {
 namespace {
 
-Decision fuzzy(const DiskEvidence& disk, std::string why, std::string remedy, bool freeze_would_help = false) {
+Decision fuzzy(const DiskEvidence& disk, const std::string& why, std::string remedy, bool freeze_would_help = false) {
   std::string reason = disk.disk + ": " + why;
   if (!disk.detail.empty()) reason += ", " + disk.detail;
   return {Consistency::fuzzy, std::move(reason), std::move(remedy), freeze_would_help};

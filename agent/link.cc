@@ -45,7 +45,7 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
     thread = std::thread([this] { io.run(); });
   }
 
-  ~Impl() {
+  ~Impl() override {
     asio::post(io, [this] {
       // Everything that holds on to the loop goes, on the loop's own thread.
       connecting.reset();

@@ -6,8 +6,8 @@ namespace tidemark::internal {
 [[noreturn]] void check_failed(const char* expression, const char* file, int line);
 }
 
-#define TIDEMARK_CHECK(expression)                                                         \
-  do {                                                                                     \
-    if (!(expression)) [[unlikely]]                                                        \
-      ::tidemark::internal::check_failed(#expression, __FILE__, __LINE__);                 \
+#define TIDEMARK_CHECK(expression)                                         \
+  do {                                                                     \
+    if (!(expression)) [[unlikely]]                                        \
+      ::tidemark::internal::check_failed(#expression, __FILE__, __LINE__); \
   } while (false)

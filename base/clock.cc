@@ -75,7 +75,8 @@ Result<WallMicros> parse_rfc3339(std::string_view text) {
   std::int64_t micros = 0;
   if (take_char(rest, ".")) {
     std::size_t digits = 0;
-    for (std::int64_t unit = kMicrosPerSecond / 10; !rest.empty() && rest.front() >= '0' && rest.front() <= '9'; unit /= 10) {
+    for (std::int64_t unit = kMicrosPerSecond / 10; !rest.empty() && rest.front() >= '0' && rest.front() <= '9';
+         unit /= 10) {
       micros += (rest.front() - '0') * unit;
       rest.remove_prefix(1);
       if (++digits > 9) return not_a_time(text);
@@ -121,8 +122,8 @@ Result<std::optional<WallMicros>> parse_moment(std::string_view text, WallMicros
     default: break;
   }
   constexpr std::int64_t kAgeSecondsMax = 100LL * 366 * 86400;
-  if (text.size() < 3 || error != std::errc{} || end != number.data() + number.size() || amount < 0 || unit_seconds == 0 ||
-      amount > kAgeSecondsMax / unit_seconds)
+  if (text.size() < 3 || error != std::errc{} || end != number.data() + number.size() || amount < 0 ||
+      unit_seconds == 0 || amount > kAgeSecondsMax / unit_seconds)
     return fail(Code::invalid_argument, std::string(text), "not an age", "write it like -90s, -15m, -6h or -2d");
   return now_us - amount * unit_seconds * kMicrosPerSecond;
 }

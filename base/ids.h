@@ -29,12 +29,12 @@ class Named {
 };
 
 using PartitionId = Named<struct PartitionTag, std::uint32_t>;
-using SegmentId = Named<struct SegmentTag, std::uint64_t>;      // counts up within a partition, never reused
-using Lsn = Named<struct LsnTag, std::uint64_t>;                // one per log record of a partition; 0 is "before all"
+using SegmentId = Named<struct SegmentTag, std::uint64_t>;  // counts up within a partition, never reused
+using Lsn = Named<struct LsnTag, std::uint64_t>;            // one per log record of a partition; 0 is "before all"
 using Incarnation = Named<struct IncarnationTag, std::uint64_t>;  // raised each time a partition is opened
-using EpochNumber = Named<struct EpochTag, std::uint64_t>;      // per machine; 0 is "before the first"
-using DiskId = Named<struct DiskTag, std::uint32_t>;            // per machine, from 0, never reused
-using VolumeId = Named<struct VolumeTag, std::uint32_t>;        // per partition, from 1, never reused
+using EpochNumber = Named<struct EpochTag, std::uint64_t>;        // per machine; 0 is "before the first"
+using DiskId = Named<struct DiskTag, std::uint32_t>;              // per machine, from 0, never reused
+using VolumeId = Named<struct VolumeTag, std::uint32_t>;          // per partition, from 1, never reused
 
 // A machine's identity: 128 random bits, drawn at enrolment, stated by its certificate.
 class MachineId {
@@ -46,7 +46,7 @@ class MachineId {
   bool is_nil() const { return bytes_ == std::array<std::byte, kSize>{}; }
   auto operator<=>(const MachineId&) const = default;
 
-  std::string to_string() const;                                      // 32 lower-case hex digits
+  std::string to_string() const;                                       // 32 lower-case hex digits
   static std::optional<MachineId> parse(std::string_view hex_digits);  // exactly what to_string makes
 
  private:

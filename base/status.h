@@ -16,23 +16,23 @@ namespace tidemark {
 // Stable numbers: they travel in the protocol's Error message and in the admin API.
 enum class Code : std::uint16_t {
   ok = 0,
-  invalid_argument = 1,    // the caller asked for something that cannot be
-  not_found = 2,           // no such machine, point, disk, file
-  already_exists = 3,      // the name or the object is taken
-  permission_denied = 4,   // known, but not allowed to do this
-  unauthenticated = 5,     // not known: certificate, token
-  protocol = 6,            // the peer broke the protocol
-  unsupported = 7,         // version or feature of the future, or one not built in
-  corrupt = 8,             // stored bytes are not what was stored
-  io = 9,                  // the operating system failed an operation
-  no_space = 10,           // the disk or a quota is full
-  busy = 11,               // a limit is reached or the object is in use: try later
-  unavailable = 12,        // the peer or the partition cannot be reached now
-  timed_out = 13,          // a deadline passed
-  cancelled = 14,          // asked to stop
-  quarantined = 15,        // a machine's fingerprint changed: an admin decides
-  history_diverged = 16,   // peer and store disagree on what is durable
-  internal = 17,           // our own logic failed
+  invalid_argument = 1,   // the caller asked for something that cannot be
+  not_found = 2,          // no such machine, point, disk, file
+  already_exists = 3,     // the name or the object is taken
+  permission_denied = 4,  // known, but not allowed to do this
+  unauthenticated = 5,    // not known: certificate, token
+  protocol = 6,           // the peer broke the protocol
+  unsupported = 7,        // version or feature of the future, or one not built in
+  corrupt = 8,            // stored bytes are not what was stored
+  io = 9,                 // the operating system failed an operation
+  no_space = 10,          // the disk or a quota is full
+  busy = 11,              // a limit is reached or the object is in use: try later
+  unavailable = 12,       // the peer or the partition cannot be reached now
+  timed_out = 13,         // a deadline passed
+  cancelled = 14,         // asked to stop
+  quarantined = 15,       // a machine's fingerprint changed: an admin decides
+  history_diverged = 16,  // peer and store disagree on what is durable
+  internal = 17,          // our own logic failed
 };
 
 std::string_view to_string(Code code);
@@ -62,11 +62,11 @@ std::unexpected<Error> fail_errno(int error_number, std::string object, std::str
 }  // namespace tidemark
 
 // Evaluates an expression of type Status or Result<T>: returns its error from the enclosing function, or is the value.
-#define TIDEMARK_TRY(...)                                                      \
-  __extension__({                                                              \
-    auto&& tidemark_try_result = (__VA_ARGS__);                                \
-    if (!tidemark_try_result) [[unlikely]]                                     \
-      return std::unexpected(std::move(tidemark_try_result).error());          \
+#define TIDEMARK_TRY(...)                                                                         \
+  __extension__({                                                                                 \
+    auto&& tidemark_try_result = (__VA_ARGS__);                                                   \
+    if (!tidemark_try_result) [[unlikely]]                                                        \
+      return std::unexpected(std::move(tidemark_try_result).error());                             \
     ::tidemark::internal::take(std::forward<decltype(tidemark_try_result)>(tidemark_try_result)); \
   })
 

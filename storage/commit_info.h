@@ -17,7 +17,7 @@ struct BlockPlace {
   std::uint64_t first_granule = 0;
   std::uint32_t granules = 0;
   std::uint32_t stored_size = 0;
-  std::uint32_t offset = 0;          // of the block's header within its segment (segments are below 4 GiB)
+  std::uint32_t offset = 0;  // of the block's header within its segment (segments are below 4 GiB)
   wire::Encoding encoding{};
   bool operator==(const BlockPlace&) const = default;
 };
@@ -27,12 +27,12 @@ struct RecordInfo {
   RecordType type{};
   MachineId machine;
   DiskId disk;
-  EpochNumber epoch;                 // of blocks
-  std::uint32_t first_block = 0;     // in CommitInfo::blocks
+  EpochNumber epoch;              // of blocks
+  std::uint32_t first_block = 0;  // in CommitInfo::blocks
   std::uint32_t block_count = 0;
-  Hash128 sum;                       // of the blocks' hashes
+  Hash128 sum;  // of the blocks' hashes
   std::uint32_t payload_size = 0;
-  std::string control;               // the payload of every type but blocks
+  std::string control;  // the payload of every type but blocks
   bool operator==(const RecordInfo&) const = default;
 };
 
@@ -41,8 +41,8 @@ struct CommitInfo {
   std::uint64_t offset = 0;
   std::uint32_t size = 0;
   Lsn first_lsn;
-  Lsn last_lsn;                      // first_lsn - 1 for an empty commit
-  std::uint64_t checksum = 0;        // commit_checksum: the chain goes on from it
+  Lsn last_lsn;                // first_lsn - 1 for an empty commit
+  std::uint64_t checksum = 0;  // commit_checksum: the chain goes on from it
   WallMicros arrival_us = 0;
   std::vector<RecordInfo> records;
   std::vector<BlockPlace> blocks;
@@ -52,10 +52,10 @@ struct CommitInfo {
 // Up to where the index has applied the log. The next commit to apply is at `offset` of `segment`, or the first one of
 // its successor when nothing valid is there.
 struct LogMark {
-  SegmentId segment;                 // 0: nothing was ever applied; begin with the first segment there is
+  SegmentId segment;  // 0: nothing was ever applied; begin with the first segment there is
   std::uint64_t offset = 0;
-  Lsn lsn;                           // last applied
-  std::uint64_t checksum = 0;        // of the last commit applied
+  Lsn lsn;                     // last applied
+  std::uint64_t checksum = 0;  // of the last commit applied
   bool operator==(const LogMark&) const = default;
 };
 

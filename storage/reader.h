@@ -1,5 +1,6 @@
 // Reads a machine's disk as of an epoch, for exports, digests and verification. Blocking; any thread but a shard's.
-// Holds a pin on what it reads, so that nothing it needs is recycled while it lives. A Reader belongs to one thread at a time.
+// Holds a pin on what it reads, so that nothing it needs is recycled while it lives. A Reader belongs to one thread at
+// a time.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@ namespace tidemark::storage {
 struct ByteRange {
   std::uint64_t offset = 0;
   std::uint64_t length = 0;
-  bool zero = false;                 // no need to read it
+  bool zero = false;  // no need to read it
 };
 
 class Reader {

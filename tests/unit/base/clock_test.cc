@@ -22,8 +22,9 @@ TEST(Clock, ParsesWhatItFormatsAndOffsets) {
 }
 
 TEST(Clock, RefusesWhatIsNotATime) {
-  for (const char* text : {"", "now", "2026-11-20", "2026-13-20T10:15:03Z", "2026-02-29T10:15:03Z", "2026-11-20T25:15:03Z",
-                           "2026-11-20T10:15:03", "2026-11-20T10:15:03.Z", "2026-11-20T10:15:03Zx", "2026-11-20T10:15:03+1:00"}) {
+  for (const char* text :
+       {"", "now", "2026-11-20", "2026-13-20T10:15:03Z", "2026-02-29T10:15:03Z", "2026-11-20T25:15:03Z",
+        "2026-11-20T10:15:03", "2026-11-20T10:15:03.Z", "2026-11-20T10:15:03Zx", "2026-11-20T10:15:03+1:00"}) {
     const auto result = parse_rfc3339(text);
     ASSERT_FALSE(result) << text;
     EXPECT_EQ(result.error().code, Code::invalid_argument);
@@ -36,7 +37,8 @@ TEST(Clock, AMomentIsLatestATimeOrAnAge) {
   EXPECT_EQ(parse_moment("-15m", kQuarterPastTen).value(), kQuarterPastTen - 900'000'000);
   EXPECT_EQ(parse_moment("-2d", kQuarterPastTen).value(), kQuarterPastTen - 2 * 86'400'000'000);
   EXPECT_EQ(parse_moment("2026-11-20T10:15:03Z", 0).value(), kQuarterPastTen);
-  for (const char* text : {"-", "-m", "-15", "-1x5m", "--5m", "-99999999999999999999m", "-9223372036854775807d", "soon"})
+  for (const char* text :
+       {"-", "-m", "-15", "-1x5m", "--5m", "-99999999999999999999m", "-9223372036854775807d", "soon"})
     EXPECT_FALSE(parse_moment(text, kQuarterPastTen)) << text;
 }
 
