@@ -28,7 +28,7 @@ MIB = 1 << 20
 FILES_DISK_MIB = 256
 DATABASE_DISK_MIB = 96
 ROWS = 120_000
-SYNC_LIMIT_MIB = 40  # a second, for the first sync: so that there is a middle to kill the server in
+SYNC_LIMIT_MIB = 24  # a second, for the first sync: so that there is a middle to kill the server in
 DEADLINE = 120       # seconds, for anything that is waited for
 
 

@@ -280,6 +280,7 @@ class Frames(Peers):
 
     def ends_with(self, session, what, code="protocol"):
         error = session.expect_error().error
+        session.close()  # else the server waits a moment for our end of the shutdown
         self.assert_error(error, what, code)
         self.assert_logged(self.staging, what)
         self.errors[code] = self.errors.get(code, 0) + 1
