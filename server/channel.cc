@@ -114,7 +114,7 @@ void Channel::check_deadlines(Time now) {
   if (ended_) return;
   if (closing_) return;  // the stream bounds its own shutdown
   if (!greeted()) {
-    if (now - since_ > seconds(limits::kHandshakeDeadlineSeconds) && !paused_) {
+    if (now - since_ > seconds(limits::kHandshakeDeadlineSeconds) && !paused_ && !waiting_) {
       shard_.counters().refuse(Refusal::deadline);
       end({Code::timed_out,
            peer_.address,

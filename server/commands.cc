@@ -123,7 +123,10 @@ int serve(const std::string& data, std::string config_path, const std::string& l
   auto config = config_path.empty() ? Result<Config>(Config()) : load_config(config_path);
   if (!config) return failed(config.error(), kWrong);
   if (!listen.empty()) {
-    if (const auto parsed = net::parse_host_port(listen); !parsed) return failed(parsed.error(), kWrong);
+    if (!is_listening_address(listen))
+      return failed({Code::invalid_argument, "--listen", "is \"" + listen + "\", not an address to listen on",
+                     "write an IP address and a port, like 0.0.0.0:7443 or [::]:7443"},
+                    kWrong);
     config->server.listen = listen;
   }
   start_logging(config->server.log_level, config->server.log_format);
@@ -185,7 +188,10 @@ int run_command_line(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kWell : kWrong;
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    fmt::print(stderr, "tidemarkd: {} (`tidemarkd --help` and `tidemarkd COMMAND --help` say what there is)\n",
+               error.what());
+    return kWrong;
   }
   if (init_command->parsed()) return init(path, options);
   if (run_command->parsed()) return serve(data, config, listen);

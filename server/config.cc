@@ -1,5 +1,6 @@
 #include "server/config.h"
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <toml++/toml.h>
 
@@ -90,9 +91,9 @@ class Section {
                    fmt::format("allowed are {}", fmt::join(allowed, ", ")));
     value = given->get();
     if (const std::string name(key); name == "listen") {
-      if (const auto parsed = net::parse_host_port(value); !parsed)
-        return wrong(*node, key, fmt::format("is \"{}\", not an address", value),
-                     "write HOST:PORT, like 0.0.0.0:7443 or [::]:7443");
+      if (!is_listening_address(value))
+        return wrong(*node, key, fmt::format("is \"{}\", not an address to listen on", value),
+                     "write an IP address and a port, like 0.0.0.0:7443 or [::]:7443");
     }
   }
 
@@ -140,6 +141,14 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   if (error != std::errc() || shift < 0 || number > (UINT64_MAX >> shift))
     return fail(Code::invalid_argument, std::string(text), "not a size", "write it like 4096, 512KiB, 64MiB, 1GiB");
   return number << shift;
+}
+
+bool is_listening_address(const std::string& text) {
+  const auto parsed = net::parse_host_port(text);
+  if (!parsed || !text.ends_with(":" + std::to_string(parsed->port))) return false;
+  in6_addr address;
+  return ::inet_pton(AF_INET, parsed->host.c_str(), &address) == 1 ||
+         ::inet_pton(AF_INET6, parsed->host.c_str(), &address) == 1;
 }
 
 Result<Config> parse_config(std::string_view text, const std::string& origin) {

@@ -50,4 +50,7 @@ std::string default_config_text(const std::string& listen);
 // "64MiB", "1GiB", "4096", "512 KiB". Code::invalid_argument when it is none.
 Result<std::uint64_t> parse_size(std::string_view text);
 
+// An IP address with a port that is written out.
+bool is_listening_address(const std::string& text);
+
 }  // namespace tidemark::server

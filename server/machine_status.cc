@@ -54,7 +54,19 @@ void connected_state(const storage::MachineState& machine, const Observed& obser
   }
 }
 
+// From when on a new point is due.
+WallMicros waiting_since(const storage::MachineState& machine, const Observed& observed, const StatusRules& rules) {
+  return std::max({machine.newest_point_us, machine.unchanged_as_of_us, WallMicros{machine.record.enrolled_us()},
+                   rules.server_started_us, observed.connected ? observed.initial_progress_us : 0});
+}
+
 }  // namespace
+
+bool no_new_point(const storage::MachineState& machine, const Observed& observed, WallMicros now_us,
+                  const StatusRules& rules) {
+  return !machine.record.removed() &&
+         now_us - waiting_since(machine, observed, rules) > WallMicros{rules.no_point_minutes} * 60'000'000;
+}
 
 StatusView derive_status(const storage::MachineState& machine, const Observed& observed, WallMicros now_us,
                          const StatusRules& rules) {
@@ -86,11 +98,10 @@ StatusView derive_status(const storage::MachineState& machine, const Observed& o
 
   const WallMicros held_us = std::max(machine.newest_point_us, machine.unchanged_as_of_us);
   if (machine.newest_point.value() != 0) view.lag_seconds = std::max(0.0, static_cast<double>(now_us - held_us) / 1e6);
-  const WallMicros since_us = std::max(
-      {held_us, record.enrolled_us(), rules.server_started_us, observed.connected ? observed.initial_progress_us : 0});
-  view.alarm = !record.removed() && now_us - since_us > WallMicros{rules.no_point_minutes} * 60'000'000;
+  view.alarm = no_new_point(machine, observed, now_us, rules);
   if (view.alarm && view.cause.empty()) {
-    view.cause = fmt::format("no new point for {} minutes", (now_us - since_us) / 60'000'000);
+    view.cause =
+        fmt::format("no new point for {} minutes", (now_us - waiting_since(machine, observed, rules)) / 60'000'000);
     view.remedy = "see the agent's log on the machine";
   }
   return view;

@@ -48,6 +48,10 @@ struct StatusRules {
   std::string partition_trouble;  // empty: its partition serves
 };
 
+// Whether the alarm "no new point" is on. Cheap: asked for every machine again and again.
+bool no_new_point(const storage::MachineState& machine, const Observed& observed, WallMicros now_us,
+                  const StatusRules& rules);
+
 StatusView derive_status(const storage::MachineState& machine, const Observed& observed, WallMicros now_us,
                          const StatusRules& rules);
 

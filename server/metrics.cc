@@ -92,10 +92,8 @@ ShardSample sample(Shard& shard) {
     h.waiting_for_room = host->waiting_for_room();
     h.quarantined = host->quarantined();
     h.alarms = host->alarms();
-    for (const auto& report : host->reports()) {
-      ++h.machines;
-      h.lag_seconds_max = std::max(h.lag_seconds_max, report.status.lag_seconds.value_or(0));
-    }
+    h.machines = host->machine_count();
+    h.lag_seconds_max = host->lag_seconds_max();
     s.hosts.push_back(std::move(h));
   }
   return s;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "server/logging.h"
@@ -84,12 +85,15 @@ Session* PartitionHost::session_of(const MachineId& machine) const {
   return found == runtime_.end() ? nullptr : found->second.session;
 }
 
-StatusView PartitionHost::derive(const storage::MachineState& machine, Runtime& runtime, WallMicros now_us) {
+StatusRules PartitionHost::rules() const {
   const Node& node = shard_.node();
-  const StatusRules rules{.server_started_us = node.started_us,
-                          .no_point_minutes = node.config.alarms.no_point_minutes,
-                          .partition_trouble = state_ == State::serving ? std::string() : why_};
-  StatusView view = derive_status(machine, runtime.observed, now_us, rules);
+  return {.server_started_us = node.started_us,
+          .no_point_minutes = node.config.alarms.no_point_minutes,
+          .partition_trouble = state_ == State::serving ? std::string() : why_};
+}
+
+StatusView PartitionHost::derive(const storage::MachineState& machine, Runtime& runtime, WallMicros now_us) {
+  StatusView view = derive_status(machine, runtime.observed, now_us, rules());
   if (view.state != runtime.state) {
     runtime.state = view.state;
     runtime.state_since_us = now_us;
@@ -197,6 +201,7 @@ void PartitionHost::session_ended(Session& session, bool appended) {
   --sessions_;
   runtime.observed.connected = false;
   runtime.observed.state.clear();
+  touched_.insert(machine);
   runtime.observed.last_seen_us = shard_.node().clock.wall_us();
   if (!appended || state_ != State::serving) return;
   if (find(machine) == nullptr) return;
@@ -262,21 +267,32 @@ void PartitionHost::on_idle() {
   if (partition_ && state_ == State::serving) partition_->on_idle();
 }
 
+// What a state is called is worked out when something happened to the machine, so that its time is right; the alarm
+// comes from nothing happening, and is looked for in all of them.
 void PartitionHost::tick_second(WallMicros now_us) {
   if (!partition_) return;
+  for (const MachineId& id : std::exchange(touched_, {}))
+    if (const auto* machine = find(id)) static_cast<void>(derive(*machine, runtime_[id], now_us));
+  if (++ticks_ % kAlarmEverySeconds != 0) return;
   alarms_ = 0;
+  lag_seconds_max_ = 0;
+  const StatusRules rules = this->rules();
   partition_->for_each_machine([&](const storage::MachineState& machine) {
-    if (machine.record.removed()) return;
     const MachineId id = machine_id_of(machine.record);
     Runtime& runtime = runtime_[id];
-    const StatusView view = derive(machine, runtime, now_us);
-    if (view.alarm) ++alarms_;
-    if (view.alarm == runtime.alarm) return;
-    runtime.alarm = view.alarm;
-    if (view.alarm) {
+    const bool alarm = no_new_point(machine, runtime.observed, now_us, rules);
+    if (alarm) ++alarms_;
+    if (machine.newest_point.value() != 0) {
+      const WallMicros held_us = std::max(machine.newest_point_us, machine.unchanged_as_of_us);
+      lag_seconds_max_ = std::max(lag_seconds_max_, static_cast<double>(now_us - held_us) / 1e6);
+    }
+    if (alarm == runtime.alarm) return;
+    runtime.alarm = alarm;
+    if (alarm) {
+      const StatusView view = derive(machine, runtime, now_us);
       spdlog::warn("no new point for too long{}{}{}{}{}{}", kv("machine", machine.record.name()),
-                   kv("id", id.to_string()), kv("minutes", shard_.node().config.alarms.no_point_minutes),
-                   kv("state", view.state), kv("cause", view.cause), kv("remedy", view.remedy));
+                   kv("id", id.to_string()), kv("minutes", rules.no_point_minutes), kv("state", view.state),
+                   kv("cause", view.cause), kv("remedy", view.remedy));
     } else {
       spdlog::info("points come again{}{}", kv("machine", machine.record.name()), kv("id", id.to_string()));
     }
@@ -294,6 +310,7 @@ void PartitionHost::close() {
 
 void PartitionHost::on_epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) {
   ++shard_.counters().epochs_durable;
+  touched_.insert(machine);
   if (Session* const session = session_of(machine)) session->epoch_durable(epoch, digest);
 }
 

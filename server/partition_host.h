@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/ids.h"
@@ -51,7 +52,11 @@ class PartitionHost final : private storage::Partition::Listener {
 
   // --- machines ---
   const storage::MachineState* find(const MachineId& machine) const;
-  Observed& observed(const MachineId& machine) { return runtime_[machine].observed; }
+  // To be changed.
+  Observed& observed(const MachineId& machine) {
+    touched_.insert(machine);
+    return runtime_[machine].observed;
+  }
   Session* session_of(const MachineId& machine) const;
   MachineReport report(const storage::MachineState& machine);
   std::vector<MachineReport> reports();
@@ -75,7 +80,8 @@ class PartitionHost final : private storage::Partition::Listener {
   std::size_t session_count() const { return sessions_; }
   std::size_t waiting_for_room() const { return waiting_.size(); }
   std::uint64_t quarantined() const;
-  std::uint64_t alarms() const { return alarms_; }
+  std::uint64_t alarms() const { return alarms_; }  // as of the last round, like the next
+  double lag_seconds_max() const { return lag_seconds_max_; }
 
   // --- the loop ---
   void end_turn();
@@ -108,6 +114,8 @@ class PartitionHost final : private storage::Partition::Listener {
   void on_room() override;
   void on_stopped(const Error& why) override;
 
+  static constexpr std::uint64_t kAlarmEverySeconds = 5;
+  StatusRules rules() const;
   StatusView derive(const storage::MachineState& machine, Runtime& runtime, WallMicros now_us);
   void try_puts();
   void release_settled(const MachineId& machine);
@@ -123,7 +131,10 @@ class PartitionHost final : private storage::Partition::Listener {
   std::deque<Waiting> waiting_;
   bool serving_room_ = false;
   std::deque<PendingPut> puts_;
+  std::unordered_set<MachineId> touched_;  // since the last tick
+  std::uint64_t ticks_ = 0;
   std::uint64_t alarms_ = 0;
+  double lag_seconds_max_ = 0;
 };
 
 const char* to_string(PartitionHost::State state);

@@ -214,7 +214,7 @@ Status Session::unchanged(EpochNumber, WallMicros as_of_us) {
 }
 
 void Session::progress(const pb::Progress& progress) {
-  Observed& observed = host_.observed(machine());
+  Observed& observed = host_.observed(machine());  // the state is worked out anew at the next tick
   observed.state = progress.state();
   observed.done_bytes = progress.done_bytes();
   observed.total_bytes = progress.total_bytes();

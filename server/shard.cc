@@ -31,6 +31,7 @@ constexpr std::uint32_t kQueueEntries = 256;
 constexpr auto kIdleWait = milliseconds(limits::kIdleCommitMillis);
 constexpr auto kLongWait = milliseconds(500);
 constexpr int kIdleRounds = 3;
+constexpr auto kTurn = std::chrono::microseconds(500);  // of handlers, before what they gathered is written
 
 std::optional<Error> refusal_of(const net::Peer& peer, bool counted, Refusal& why) {
   if (!counted) {
@@ -130,7 +131,6 @@ void Shard::run(unsigned) {
     return;
   }
   wait_queue();
-  every_100ms();
   every_second();
   ready_.set_value({});
   loop();
@@ -160,8 +160,9 @@ void Shard::loop() {
                            });
     std::size_t ran = io_.run_one_for(!later_.empty() ? milliseconds(0) : long_wait ? kLongWait : kIdleWait);
     if (io_.stopped()) io_.restart();
-    for (int i = 0; ran != 0 && i < kHandlersPerTurn; ++i)
-      if (io_.poll_one() == 0) break;
+    const Time turn_ends = now() + kTurn;
+    for (int i = 0; ran != 0 && i < kHandlersPerTurn && io_.poll_one() != 0; ++i)
+      if (now() >= turn_ends) break;
     end_turn();
     ++counters_.turns;
     const Time time = now();
@@ -248,18 +249,21 @@ void Shard::bury(Greeter& greeter) {
   greeters_.erase(found);
 }
 
-void Shard::want_tick(Session& session) { ticking_.insert(session.id()); }
-
-void Shard::every_100ms() {
-  if (!ticking_.empty()) {
-    const auto ids = std::exchange(ticking_, {});
-    for (const auto id : ids)
-      if (Session* const one = session(id)) one->tick(now());
-  }
+void Shard::want_tick(Session& session) {
+  ticking_.insert(session.id());
+  if (tick_armed_) return;
+  tick_armed_ = true;
   tick_timer_.expires_after(milliseconds(100));
   tick_timer_.async_wait([this](const std::error_code& error) {
-    if (!error) every_100ms();
+    if (!error) tick_sessions();
   });
+}
+
+void Shard::tick_sessions() {
+  tick_armed_ = false;
+  const auto ids = std::exchange(ticking_, {});
+  for (const auto id : ids)
+    if (Session* const one = session(id)) one->tick(now());
 }
 
 void Shard::every_second() {

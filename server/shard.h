@@ -2,7 +2,8 @@
 //
 // A turn of its loop:
 //   1. run_one_for(): waits for the first handler (a socket, the queue's eventfd, a message, a timer)
-//   2. poll_one(), up to kHandlersPerTurn: whatever else is ready, so that a commit gathers what came together
+//   2. poll_one(), up to kHandlersPerTurn and half a millisecond: whatever else is ready, so that a commit gathers what
+//   came together
 //   3. what was put off: later() callbacks, buffers for those who wait for one
 //   4. each partition's end_turn(), which closes its open commit; then one submit() for all of them
 //   5. the graveyard
@@ -91,7 +92,7 @@ class Shard {
   void loop();
   void end_turn();
   void wait_queue();
-  void every_100ms();
+  void tick_sessions();
   void every_second();
   void stop_when_empty();
   void stop_now();
@@ -122,6 +123,7 @@ class Shard {
   std::vector<std::unique_ptr<Channel>> buried_;
   std::vector<std::unique_ptr<Greeter>> buried_greeters_;
   Time stop_by_;
+  bool tick_armed_ = false;
   bool stopping_ = false;
   bool stopped_ = false;
 
