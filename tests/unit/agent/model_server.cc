@@ -55,24 +55,8 @@ struct Store {
 struct ModelServer::Impl {
   class Connection;
 
-  Impl() {
-    const WallMicros now = Clock::system().wall_us();
-    authority = *net::make_authority("test", now);
-    const auto own = *net::issue_server(authority, {"127.0.0.1"}, now);
-    context = *net::TlsContext::server({own.certificate_pem, own.key_pem, authority.certificate_pem},
-                                       net::TicketKeys::make());
-    acceptor = std::move(*net::Acceptor::listen(
-        io, "127.0.0.1:0", [this](asio::ip::tcp::socket socket) { accept(std::move(socket)); }, [](const Error&) {}));
-    thread = std::thread([this] { io.run(); });
-  }
-  ~Impl() {
-    asio::post(io, [this] {
-      connections.clear();
-      acceptor.reset();
-      work.reset();
-    });
-    thread.join();
-  }
+  Impl();
+  ~Impl();
   void accept(asio::ip::tcp::socket socket);
 
   asio::io_context io{1};
@@ -153,9 +137,9 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
     session_->on_credit_returned(static_cast<std::uint32_t>(payload));
     if (server_.throttle_ms > 0) session_->throttle(std::exchange(server_.throttle_ms, 0), "test");
     // All that came is durable here at once.
-    const Store& store = server_.store;
-    if (store.open && store.open->epoch.kind == pb::INITIAL)
-      session_->on_durable(newest().number, newest().digest, store.open_message());
+    const Store& kept = server_.store;
+    if (kept.open && kept.open->epoch.kind == pb::INITIAL)
+      session_->on_durable(newest().number, newest().digest, kept.open_message());
     return true;
   }
 
@@ -181,14 +165,14 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
       --server_.refusals;
       return std::unexpected(*server_.refusal);
     }
-    const Store& store = server_.store;
+    const Store& kept = server_.store;
     wire::MachineView view;
     view.name = "test";
     view.durable_epoch = newest().number;
     view.durable_digest = newest().digest;
-    view.next_epoch = EpochNumber(store.next_epoch);
-    if (store.open) view.open_epoch = store.open_message();
-    view.disks = store.disks;
+    view.next_epoch = EpochNumber(kept.next_epoch);
+    if (kept.open) view.open_epoch = kept.open_message();
+    view.disks = kept.disks;
     return view;
   }
   Result<pb::DiskInfo> open_disk(const pb::OpenDisk& request) override {
@@ -207,18 +191,18 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
     return info;
   }
   Status begin_epoch(const pb::EpochBegin& begin) override {
-    Store& store = server_.store;
-    store.open.emplace();
-    store.open->epoch.number = EpochNumber(begin.number());
-    store.open->epoch.kind = begin.kind();
+    Store& kept = server_.store;
+    kept.open.emplace();
+    kept.open->epoch.number = EpochNumber(begin.number());
+    kept.open->epoch.kind = begin.kind();
     for (const auto& disk : begin.disks()) {
       std::string content;
-      if (!store.epochs.empty() && store.epochs.back().disks.contains(disk.disk()))
-        content = store.epochs.back().disks[disk.disk()];
+      if (!kept.epochs.empty() && kept.epochs.back().disks.contains(disk.disk()))
+        content = kept.epochs.back().disks[disk.disk()];
       content.resize(disk.size(), '\0');
-      store.open->epoch.disks[disk.disk()] = std::move(content);
+      kept.open->epoch.disks[disk.disk()] = std::move(content);
     }
-    store.next_epoch = begin.number() + 1;
+    kept.next_epoch = begin.number() + 1;
     return {};
   }
   Status append_blocks(EpochNumber, DiskId disk, std::span<const std::byte> payload,
@@ -241,11 +225,11 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
     return {};
   }
   Status commit_epoch(const pb::EpochCommit& commit, WallMicros, const Hash128& digest) override {
-    Store& store = server_.store;
-    store.open->epoch.digest = digest;
-    store.open->epoch.consistency = commit.consistency();
-    store.epochs.push_back(std::move(store.open->epoch));
-    store.open.reset();
+    Store& kept = server_.store;
+    kept.open->epoch.digest = digest;
+    kept.open->epoch.consistency = commit.consistency();
+    kept.epochs.push_back(std::move(kept.open->epoch));
+    kept.open.reset();
     committed_ = true;
     return {};
   }
@@ -298,6 +282,26 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
   std::optional<pb::RenewReply> renewed_;
   std::unique_ptr<net::TlsStream> stream_;
 };
+
+ModelServer::Impl::Impl() {
+  const WallMicros now = Clock::system().wall_us();
+  authority = *net::make_authority("test", now);
+  const auto own = *net::issue_server(authority, {"127.0.0.1"}, now);
+  context =
+      *net::TlsContext::server({own.certificate_pem, own.key_pem, authority.certificate_pem}, net::TicketKeys::make());
+  acceptor = std::move(*net::Acceptor::listen(
+      io, "127.0.0.1:0", [this](asio::ip::tcp::socket socket) { accept(std::move(socket)); }, [](const Error&) {}));
+  thread = std::thread([this] { io.run(); });
+}
+
+ModelServer::Impl::~Impl() {
+  asio::post(io, [this] {
+    connections.clear();
+    acceptor.reset();
+    work.reset();
+  });
+  thread.join();
+}
 
 void ModelServer::Impl::accept(asio::ip::tcp::socket socket) {
   connections.push_back(std::make_unique<Connection>(*this, std::move(socket)));
