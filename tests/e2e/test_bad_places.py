@@ -417,7 +417,7 @@ class Configurations(Case):
 
     def test_wrong_arguments_of_tidemarkd(self):
         for arguments in ([], ["bogus"], ["init"], ["run"], ["init", self.directory / "x", "--partitions", "0"],
-                          ["init", self.directory / "x", "--address", "nowhere"]):
+                          ["init", self.directory / "x", "--address", "nowhere:99999"]):
             done = run([BIN / "tidemarkd", *arguments])
             self.assertIn(done.status, (1, 2), f"{arguments}: {done}")
             self.assertRegex(done.err, "^tidemarkd: ")
