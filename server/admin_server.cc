@@ -97,7 +97,7 @@ Result<json> make_token(Node& node, const std::string& text) {
       machine = TIDEMARK_TRY(find_report(place)).id;
     } else if (key == "address") {
       if (value.is_null()) continue;
-      if (!value.is_string() || !net::parse_host_port(value.get<std::string>()))
+      if (!value.is_string() || !is_agent_address(value.get<std::string>()))
         return wrong(key, "is " + dump(value) + ", not an address", "write HOST:PORT as agents reach this server");
       address = value.get<std::string>();
     } else {

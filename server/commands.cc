@@ -11,7 +11,6 @@
 #include <filesystem>
 #include <thread>
 
-#include "net/connect.h"
 #include "server/authority.h"
 #include "server/config.h"
 #include "server/directory.h"
@@ -55,7 +54,7 @@ int renew(const std::string& path, const std::vector<std::string>& addresses) {
   auto superblock = read_superblock(directory);
   if (!superblock) return failed(superblock.error());
   for (const auto& address : addresses) {
-    if (!net::parse_host_port(address))
+    if (!is_agent_address(address))
       return failed({Code::invalid_argument, "--address", "is \"" + address + "\", not an address",
                      "write HOST:PORT as agents reach it"},
                     kWrong);

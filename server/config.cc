@@ -143,6 +143,11 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   return number << shift;
 }
 
+bool is_agent_address(const std::string& text) {
+  const auto parsed = net::parse_host_port(text);
+  return parsed && parsed->port != 0 && text.ends_with(":" + std::to_string(parsed->port));
+}
+
 bool is_listening_address(const std::string& text) {
   const auto parsed = net::parse_host_port(text);
   if (!parsed || !text.ends_with(":" + std::to_string(parsed->port))) return false;

@@ -50,7 +50,9 @@ std::string default_config_text(const std::string& listen);
 // "64MiB", "1GiB", "4096", "512 KiB". Code::invalid_argument when it is none.
 Result<std::uint64_t> parse_size(std::string_view text);
 
-// An IP address with a port that is written out.
+// HOST:PORT with the port written out, as agents are told it.
+bool is_agent_address(const std::string& text);
+// An IP address with a port that is written out; port 0 too.
 bool is_listening_address(const std::string& text);
 
 }  // namespace tidemark::server

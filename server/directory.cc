@@ -58,8 +58,7 @@ Result<Superblock> create_directory(storage::FileSystem& files, const Directory&
     return fail(Code::invalid_argument, "--partitions", fmt::format("is {}", options.partitions),
                 fmt::format("allowed is 1 to {}", kPartitionsMax));
   for (const auto& address : options.addresses) {
-    const auto parsed = net::parse_host_port(address);
-    if (!parsed || parsed->port == 0)
+    if (!is_agent_address(address))
       return fail(Code::invalid_argument, "--address", fmt::format("is \"{}\", not an address", address),
                   "write HOST:PORT as agents reach it, like staging.example:7443");
   }
