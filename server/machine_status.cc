@@ -92,8 +92,8 @@ StatusView derive_status(const storage::MachineState& machine, const Observed& o
   if (!record.quarantine().empty() && !observed.connected) {
     view.state = "stopped";
     view.cause = record.quarantine();
-    view.remedy = "accept or drop the newcomer: PATCH /v1/machines/" + record.name() +
-                  " with {\"quarantine\": \"accept\"} or \"keep\"";
+    view.remedy = "if the newcomer took its place: `tidemark machine accept " + record.name() +
+                  "`; if it is a clone: `tidemark machine keep " + record.name() + "`";
   }
 
   const WallMicros held_us = std::max(machine.newest_point_us, machine.unchanged_as_of_us);

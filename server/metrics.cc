@@ -157,6 +157,8 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
   out.gauge("tidemark_log_write_seconds_max", "The longest write", n(stats.log.write_us_max) / 1e6, labels);
   out.counter("tidemark_log_write_failures_total", "Failed writes that went to a fresh segment", n(stats.log.failures),
               labels);
+  out.gauge("tidemark_log_commits_in_flight_target", "Commits that may be written at a time now",
+            stats.log.in_flight_target, labels);
   out.gauge("tidemark_log_lsn", "Last LSN", n(stats.last_lsn.value()), {labels[0], {"mark", "appended"}});
   out.gauge("tidemark_log_lsn", "Last LSN", n(stats.durable_lsn.value()), {labels[0], {"mark", "durable"}});
   out.gauge("tidemark_log_lsn", "Last LSN", n(stats.indexed_lsn.value()), {labels[0], {"mark", "indexed"}});
