@@ -34,7 +34,7 @@ class Server:
 
     def __init__(self, build, directory, partitions=2):
         self.build, self.data = build, directory / "data"
-        subprocess.run([build / "bin/tidemarkd", "init", self.data, "--partitions", str(partitions), "--address", "127.0.0.1"],
+        subprocess.run([build / "bin/tidemarkd", "init", self.data, "--partitions", str(partitions), "--address", "127.0.0.1:7443"],
                        check=True, stdout=subprocess.DEVNULL)
         self.log = open(directory / "server.log", "ab")
         self.process = subprocess.Popen([build / "bin/tidemarkd", "run", "--data", self.data, "--listen", "127.0.0.1:0"],

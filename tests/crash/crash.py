@@ -59,7 +59,7 @@ class Server:
     def __init__(self, binaries, root):
         self.binaries, self.data, self.log = binaries, root / "data", open(root / "server.log", "ab")
         self.address = "127.0.0.1:0"
-        subprocess.run([binaries / "tidemarkd", "init", self.data, "--partitions", "2", "--address", "127.0.0.1"],
+        subprocess.run([binaries / "tidemarkd", "init", self.data, "--partitions", "2", "--address", "127.0.0.1:7443"],
                        check=True, stdout=self.log, stderr=self.log)
         self.start()
 
