@@ -62,8 +62,7 @@ TEST(Directory, InitRefusesADirectoryThatIsNotEmpty) {
 TEST(Directory, InitRefusesWhatCannotBe) {
   TemporaryDirectory top;
   EXPECT_EQ(make(top / "d", {.partitions = 0, .name = {}, .addresses = {}}).error().code, Code::invalid_argument);
-  EXPECT_EQ(make(top / "d", {.partitions = 1, .name = {}, .addresses = {"nowhere"}}).error().object,
-            "--address");
+  EXPECT_EQ(make(top / "d", {.partitions = 1, .name = {}, .addresses = {"nowhere"}}).error().object, "--address");
 }
 
 TEST(Directory, ASuperblockThatIsMissingDamagedOrOfTheFutureIsToldApart) {
