@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "server/admin_routes.h"
@@ -14,6 +15,9 @@ namespace {
 
 using nlohmann::json;
 using storage::pb::MachineRecord;
+
+// One change at a time, so that a name is not taken and given back in two of them at once.
+std::mutex change_mutex;
 
 // Changes the record and waits until that is durable.
 Status change(const MachinePlace& place, std::function<Status(MachineRecord&)> how) {
@@ -81,6 +85,7 @@ Status set_revoked(const MachinePlace& place, const std::string& name, bool revo
 }
 
 Result<json> patch(Node& node, const std::string& who, const std::string& text) {
+  const std::lock_guard lock(change_mutex);
   const auto place = TIDEMARK_TRY(find_place(node, who));
   const auto before = TIDEMARK_TRY(find_report(place));
   const json body = json::parse(text, nullptr, false);
@@ -109,6 +114,7 @@ Result<json> patch(Node& node, const std::string& who, const std::string& text) 
 }
 
 Status remove(Node& node, const std::string& who, const std::string& confirm) {
+  const std::lock_guard lock(change_mutex);
   const auto place = TIDEMARK_TRY(find_place(node, who));
   const auto report = TIDEMARK_TRY(find_report(place));
   if (confirm != report.name)

@@ -118,6 +118,7 @@ Status Session::request_digests(const pb::DigestRequest& request) {
 
 void Session::start_digests() {
   auto job = [host = &host_, shard = &shard(), id = id(), machine = machine(), request = digests_.front()] {
+    if (shard->node().stopping) return;  // nobody is there to be answered
     auto reply = compute_digests(*host->partition(), machine, request);
     shard->post([shard, id, reply = std::move(reply)] {
       if (auto* session = shard->session(id)) session->digests_done(reply);
