@@ -22,7 +22,7 @@ import time
 CGROUP = pathlib.Path("/sys/fs/cgroup/blkio")
 SLOW_DISK_BYTES_PER_S = 8 << 20
 # What 1,000 sessions that push as fast as they can may cost in all, with two partitions (docs/operating.md has the sum).
-MEMORY_BOUND_MIB = 512
+MEMORY_BOUND_MIB = 512 + 2 * (40 + 64 + 64)
 
 
 class NotMeasured(Exception):
