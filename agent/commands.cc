@@ -55,6 +55,7 @@ Json epoch_to_json(const EpochReport& report) {
   json["duration_seconds"] = report.seconds;
   json["frozen_seconds"] = report.frozen_seconds;
   json["resumed"] = report.resumed;
+  json["resumed_bytes"] = report.resumed_bytes;
   return json;
 }
 
@@ -77,6 +78,9 @@ std::string epoch_to_text(const EpochReport& report) {
                        kind_text(report.kind), to_string(report.consistency),
                        report.point ? "consistent point" : "epoch, no recovery point", size_text(report.changed_bytes),
                        size_text(report.sent_bytes), report.seconds);
+    if (report.resumed)
+      text +=
+          fmt::format("  it went on where it had been cut: {} were there already\n", size_text(report.resumed_bytes));
   }
   if (!report.reason.empty()) text += "  because " + report.reason + "\n";
   if (!report.remedy.empty() && !report.point) text += "  " + report.remedy + "\n";

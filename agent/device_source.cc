@@ -140,7 +140,7 @@ class DeviceSource final : public BlockSource {
 
   Status check() override {
     struct stat status{};
-    if (::stat(path_.c_str(), &status) != 0) return fail_errno(errno, path_, "find the protected disk");
+    if (::stat(path_.c_str(), &status) != 0) return source_error(errno, path_, "find the protected disk");
     if (!S_ISBLK(status.st_mode) || status.st_rdev != facts_.device) {
       return fail(Code::invalid_argument, path_, "another device was put in its place", "it is opened anew");
     }

@@ -259,7 +259,15 @@ Result<EpochReport> Engine::transfer(Link& link, Pass& pass, bool freeze) {
     if (auto begun = begin(link, pass); !begun) return std::unexpected(begun.error());
     return pass.number;
   });
+  auto report = read_and_commit(link, pass, freeze, feed ? &*feed : nullptr, sender);
+  if (sent_.number != pass.number) sent_ = {pass.number, 0};
+  sent_.bytes += link.bytes_sent() - sent_before;
+  if (report) report->sent_bytes = sent_.bytes;
+  return report;
+}
 
+Result<EpochReport> Engine::read_and_commit(Link& link, Pass& pass, bool freeze, DigestFeed* feed,
+                                            EpochSender& sender) {
   auto frozen_from = clock_.monotonic();
   if (freeze && pass.kind != pb::INITIAL) {
     if (feed) TIDEMARK_TRY(feed->prefetch());
@@ -282,7 +290,7 @@ Result<EpochReport> Engine::transfer(Link& link, Pass& pass, bool freeze) {
   }
   TIDEMARK_TRY(watch(pass));
   const auto read_from = clock_.monotonic();
-  TIDEMARK_TRY(read_disks(link, pass, feed ? &*feed : nullptr, sender));
+  TIDEMARK_TRY(read_disks(link, pass, feed, sender));
   if (auto checked = sources_.check(); !checked) return source_failed(checked.error());
   const auto hits = TIDEMARK_TRY(tracker_.end_round());
   Decision decision = judge(pass);
@@ -297,9 +305,7 @@ Result<EpochReport> Engine::transfer(Link& link, Pass& pass, bool freeze) {
   }
   pass.report.changed_bytes = sender.changed_bytes();
   pass.report.zero_bytes = sender.zero_bytes();
-  auto report = conclude(link, pass, decision);
-  if (report) report->sent_bytes = link.bytes_sent() - sent_before;
-  return report;
+  return conclude(link, pass, decision);
 }
 
 // Everything was read and handed to the link: an epoch is committed, or there is none to make.

@@ -42,6 +42,9 @@ struct EpochReport {
   std::uint64_t compared_bytes = 0, changed_bytes = 0, zero_bytes = 0, sent_bytes = 0;
   double seconds = 0, frozen_seconds = 0;
   bool resumed = false;
+  // Of an INITIAL one that was resumed: what had been durable when it last went on. With it compared_bytes and
+  // changed_bytes make the whole; sent_bytes counts all connections of this run of the agent.
+  std::uint64_t resumed_bytes = 0;
 };
 
 class Engine {
@@ -102,6 +105,7 @@ class Engine {
   Decision judge(Pass& pass);
   Result<EpochReport> conclude(Link& link, Pass& pass, const Decision& decision);
   Result<EpochReport> transfer(Link& link, Pass& pass, bool freeze);
+  Result<EpochReport> read_and_commit(Link& link, Pass& pass, bool freeze, DigestFeed* feed, EpochSender& sender);
   std::optional<EpochReport> settle_doubt();
   void give_up(Link& link, Pass& pass, const Error& why);
   void tell_progress(Link& link, std::uint64_t done);
@@ -126,6 +130,12 @@ class Engine {
     std::vector<std::unique_ptr<Witness>> witnesses;
   };
   std::optional<Initial> initial_;
+  // What this run sent of the epoch it was last at, an initial sync that was cut over all its connections.
+  struct Sent {
+    EpochNumber number;
+    std::uint64_t bytes = 0;
+  };
+  Sent sent_;
 };
 
 }  // namespace tidemark::agent

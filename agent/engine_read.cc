@@ -24,6 +24,7 @@ Status Engine::read_disks(Link& link, Pass& pass, DigestFeed* feed, EpochSender&
     }
   }
   pass.report.compared_bytes = total - done_bytes_;
+  pass.report.resumed_bytes = done_bytes_;
   board_.start_progress(done_bytes_, total);
   for (std::size_t i = 0; i < pass.disks.size(); ++i) {
     if (pass.suspects.everything) {

@@ -135,7 +135,7 @@ class FileSource final : public BlockSource {
 
   Status check() override {
     struct stat status{};
-    if (::stat(path_.c_str(), &status) != 0) return fail_errno(errno, path_, "find the protected file");
+    if (::stat(path_.c_str(), &status) != 0) return source_error(errno, path_, "find the protected file");
     if (status.st_dev != device_ || status.st_ino != inode_) {
       return fail(Code::invalid_argument, path_, "another file was put in its place", "it is opened anew");
     }

@@ -252,8 +252,10 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
     digests.push_back(reply);
     changed.notify_all();
   }
-  void on_throttle(std::uint32_t pause_ms, const std::string&) override {
-    paused_until = std::max(paused_until, std::chrono::steady_clock::now() + std::chrono::milliseconds(pause_ms));
+  void on_throttle(std::uint32_t pause_ms, const std::string& reason) override {
+    const std::chrono::milliseconds pause(pause_ms);
+    paused_until = std::chrono::steady_clock::now() + pause;  // the newest word counts; on_read pumps
+    if (options.on_throttle) options.on_throttle(pause, reason);
   }
   void on_renewed(const std::string& certificate_pem) override {
     if (options.on_renewed) options.on_renewed(certificate_pem);

@@ -36,7 +36,10 @@ struct LinkOptions {
   net::Credentials credentials;
   pb::Hello hello;              // name, fingerprint, boot id, agent version; the session fills in the rest
   double rate_limit_mib_s = 0;  // of blocks; 0: none
-  std::function<void(const std::string& certificate_pem)> on_renewed;  // on the link's thread
+  // On the link's thread:
+  std::function<void(const std::string& certificate_pem)> on_renewed;
+  // The server asks for no blocks for this long, and why; 0: it goes on.
+  std::function<void(std::chrono::milliseconds pause, const std::string& reason)> on_throttle;
 };
 
 // Why a link ended.

@@ -1,11 +1,13 @@
 #include "agent/runner.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <vector>
 
 #include "agent/backoff.h"
 #include "agent/freeze.h"
@@ -18,7 +20,7 @@ namespace {
 
 using std::chrono::milliseconds;
 using SteadyTime = std::chrono::steady_clock::time_point;
-constexpr int kRedirectsMax = 5;
+constexpr std::size_t kRedirectsMax = 5;
 constexpr int kPointTries = 3;    // once: epochs after the first, until one is a point
 constexpr int kChangedTries = 3;  // in a row, at once, when a disk changed its size
 constexpr int kFreezeShare = 20;  // file systems stand still for at most a twentieth of the time
@@ -134,6 +136,7 @@ Result<LinkOptions> Runner::link_options(const std::string& address) {
     board_->set_certificate_expiry(info->not_after_us);
     spdlog::info("certificate renewed expires={}", format_rfc3339(info->not_after_us));
   };
+  link.on_throttle = [this](milliseconds pause, const std::string& reason) { board_->set_throttle(pause, reason); };
   return link;
 }
 
@@ -294,14 +297,14 @@ Result<RunOutcome> Runner::run() {
   if (auto opened = sources_->refresh(); !opened && (options_.once || config_.disks.empty()))
     return std::unexpected(opened.error());
   std::string address = config_.server;
-  int redirects = 0;
+  std::vector<std::string> redirects;  // since the last Welcome that was none
   SteadyTime last_answer = clock_.monotonic();
   bool first = true;
   while (!stop_.stop_requested() && !done_) {
     Link link(TIDEMARK_TRY(link_options(address)), *keeper_, clock_, stop_);
     if (!std::exchange(first, false)) ++outcome_.reconnects;
     if (auto connected = link.connect()) {
-      redirects = 0;
+      redirects.clear();
       last_answer = clock_.monotonic();
       board_->set_connected(true, address);
       spdlog::info("connected server={} durable_epoch={}", address, link.welcome().durable_epoch());
@@ -316,12 +319,20 @@ Result<RunOutcome> Runner::run() {
     } else if (stop_.stop_requested()) {
       break;
     }
-    const LinkEnd end = link.end();
-    if (!end.redirect.empty() && ++redirects <= kRedirectsMax) {
-      spdlog::info("redirected from={} to={}", address, end.redirect);
-      address = end.redirect;
-      continue;
+    LinkEnd end = link.end();
+    if (!end.redirect.empty()) {
+      redirects.push_back(address);
+      if (redirects.size() <= kRedirectsMax) {
+        spdlog::info("redirected from={} to={}", address, end.redirect);
+        address = end.redirect;
+        continue;
+      }
+      end.error = {Code::unavailable, config_.server,
+                   fmt::format("the servers send this machine from one to the next without end: {}, {}",
+                               fmt::join(redirects, ", "), end.redirect),
+                   "their operator must settle which of them holds this machine; it is tried again by itself"};
     }
+    redirects.clear();
     address = config_.server;  // a server that was redirected to and fails: ask the first one again
     const Retry retry = retry_after(end);
     board_->set_state(retry.again ? State::disconnected : State::stopped, end.error.message(), end.error.remedy);

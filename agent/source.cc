@@ -23,9 +23,16 @@ std::string_view to_string(BlockSource::Kind kind) {
   return "unknown";
 }
 
+std::unexpected<Error> source_error(int error_number, const std::string& path, const char* doing) {
+  auto error = fail_errno(error_number, path, doing);
+  if (error.error().code == Code::not_found && error.error().remedy.empty())
+    error.error().remedy = "put it back or attach it again, or take it off the list with `unprotect`";
+  return error;
+}
+
 Result<std::unique_ptr<BlockSource>> open_source(const std::string& path, const OsPaths& os) {
   struct stat status{};
-  if (::stat(path.c_str(), &status) != 0) return fail_errno(errno, path, "find what is to be protected");
+  if (::stat(path.c_str(), &status) != 0) return source_error(errno, path, "find what is to be protected");
   std::unique_ptr<BlockSource> source;
   if (S_ISBLK(status.st_mode)) {
     source = TIDEMARK_TRY(open_device_source(path, os));

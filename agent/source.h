@@ -69,6 +69,9 @@ std::string_view to_string(BlockSource::Kind kind);
 // limits::kDiskSizeMax. The path may be a link (/dev/disk/by-id/...).
 Result<std::unique_ptr<BlockSource>> open_source(const std::string& path, const OsPaths& os = {});
 
+// errno as an error; a disk that is not there comes with what to do about it.
+std::unexpected<Error> source_error(int error_number, const std::string& path, const char* doing);
+
 // What to call each disk of a list of paths: the last part of the path, or the whole path where that is not unique.
 std::vector<std::string> disk_names(const std::vector<std::string>& paths);
 

@@ -12,7 +12,8 @@
 namespace tidemark::agent {
 namespace {
 constexpr auto kPublishInterval = std::chrono::milliseconds(250);
-constexpr double kRateMemory = 0.3;  // weight of the newest second in the rate
+constexpr auto kThrottleGrace = std::chrono::seconds(2);  // between one word of the server and the next
+constexpr double kRateMemory = 0.3;                       // weight of the newest second in the rate
 }  // namespace
 
 StatusBoard::StatusBoard(StatusReport first, std::filesystem::path path, bool bar, const Clock& clock,
@@ -44,6 +45,25 @@ void StatusBoard::set_connected(bool connected, const std::string& server) {
   const std::lock_guard lock(mutex_);
   report_.connected = connected;
   report_.server = server;
+  throttle_.clear();
+}
+
+void StatusBoard::set_throttle(std::chrono::milliseconds pause, const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  const bool before = !throttle_.empty();
+  throttle_ = pause.count() == 0 ? std::string() : reason.empty() ? std::string("it gives no reason") : reason;
+  throttled_until_ = clock_.monotonic() + pause + kThrottleGrace;
+  if (!before && !throttle_.empty()) spdlog::info("the server asks to wait why=\"{}\"", throttle_);
+  if (before && throttle_.empty()) spdlog::info("the server asks to wait no more");
+}
+
+StatusReport StatusBoard::shown() const {
+  StatusReport report = report_;
+  if (report.cause.empty() && !throttle_.empty() && clock_.monotonic() < throttled_until_) {
+    report.cause = "the server asks to wait: " + throttle_;
+    report.remedy = "it goes on by itself; if it lasts, the server's operator must look at its staging disk";
+  }
+  return report;
 }
 
 void StatusBoard::set_disks(std::vector<DiskStatus> disks) {
@@ -91,7 +111,7 @@ StatusReport StatusBoard::report() const {
   StatusReport report;
   {
     const std::lock_guard lock(mutex_);
-    report = report_;
+    report = shown();
   }
   if (report.state == State::initial_sync)
     report.backlog_bytes = report.total_bytes - std::min(report.done_bytes, report.total_bytes);
@@ -102,14 +122,15 @@ StatusReport StatusBoard::report() const {
 
 pb::Progress StatusBoard::message() const {
   const std::lock_guard lock(mutex_);
+  const StatusReport report = shown();
   pb::Progress message;
-  message.set_state(std::string(to_string(report_.state)));
-  message.set_done_bytes(report_.done_bytes);
-  message.set_total_bytes(report_.total_bytes);
-  message.set_rate_bytes_per_s(report_.rate_bytes_per_second);
-  message.set_backlog_bytes(report_.backlog_bytes);
-  message.set_cause(wire::clean_text(report_.cause));
-  message.set_remedy(wire::clean_text(report_.remedy));
+  message.set_state(std::string(to_string(report.state)));
+  message.set_done_bytes(report.done_bytes);
+  message.set_total_bytes(report.total_bytes);
+  message.set_rate_bytes_per_s(report.rate_bytes_per_second);
+  message.set_backlog_bytes(report.backlog_bytes);
+  message.set_cause(wire::clean_text(report.cause));
+  message.set_remedy(wire::clean_text(report.remedy));
   return message;
 }
 

@@ -80,6 +80,9 @@ class StatusBoard {
 
   void set_state(State state, std::string cause = {}, std::string remedy = {});
   void set_connected(bool connected, const std::string& server);
+  // The server asks to wait, for `reason`: shown as the cause, when there is no other, until the pause is over (the
+  // server repeats what lasts). No pause, or the connection's end: it is over.
+  void set_throttle(std::chrono::milliseconds pause, const std::string& reason);
   void set_disks(std::vector<DiskStatus> disks);
   void set_certificate_expiry(WallMicros expires_us);
   void start_progress(std::uint64_t done, std::uint64_t total);
@@ -92,6 +95,7 @@ class StatusBoard {
  private:
   void publish();
   void tick(std::stop_token stop);
+  StatusReport shown() const;  // with the mutex
 
   mutable std::mutex mutex_;
   StatusReport report_;
@@ -100,6 +104,8 @@ class StatusBoard {
   const Clock& clock_;
   const MemoryKeeper* keeper_;
   bool in_progress_ = false;
+  std::string throttle_;
+  std::chrono::steady_clock::time_point throttled_until_{};
   std::uint64_t rate_from_bytes_ = 0;
   std::chrono::steady_clock::time_point rate_from_{};
   std::jthread ticker_;

@@ -14,6 +14,9 @@ enum class Planted : std::uint8_t {
   rot_taken_for_torn,     // recovery drops a rotted last commit although it was acknowledged
   quiet_resume,           // agent goes on although the server knows less than it once acknowledged
   aborted_shows_through,  // the index forgets which ranges were aborted
+  fold_forgets_points,    // a fold goes by the newest point alone
+  settled_unsynced,       // a cold segment is referred to before it is durable
+  freed_before_flush,     // a segment is used again while only memory knows that nothing refers to it
 };
 
 #ifdef TIDEMARK_PLANTED_BUGS

@@ -243,10 +243,10 @@ Result<json> AdminClient::post(const std::string& path, const json& body) {
 Result<json> AdminClient::patch(const std::string& path, const json& body) {
   return impl_->call("PATCH", path, body.dump());
 }
-Status AdminClient::remove(const std::string& path) {
-  TIDEMARK_TRY(impl_->call("DELETE", path, {}));
-  return {};
+Result<json> AdminClient::put(const std::string& path, const json& body) {
+  return impl_->call("PUT", path, body.dump());
 }
+Result<json> AdminClient::remove(const std::string& path) { return impl_->call("DELETE", path, {}); }
 
 Result<json> AdminClient::get_health() {
   impl_->health = true;

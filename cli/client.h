@@ -31,7 +31,8 @@ class AdminClient {
   Result<nlohmann::json> get(const std::string& path);
   Result<nlohmann::json> post(const std::string& path, const nlohmann::json& body);
   Result<nlohmann::json> patch(const std::string& path, const nlohmann::json& body);
-  Status remove(const std::string& path);
+  Result<nlohmann::json> put(const std::string& path, const nlohmann::json& body);
+  Result<nlohmann::json> remove(const std::string& path);  // null: there was nothing to say
   // /v1/health tells what does not serve in the body of a 503: here that is an answer too.
   Result<nlohmann::json> get_health();
 

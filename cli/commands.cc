@@ -3,30 +3,17 @@
 #include <fmt/format.h>
 
 #include <charconv>
-#include <istream>
 #include <nlohmann/json.hpp>
 #include <ostream>
 
 #include "cli/format.h"
+#include "cli/output.h"
+#include "cli/retention.h"
 
 namespace tidemark::cli {
 namespace {
 
 using nlohmann::json;
-
-// Scrubs what could act on a terminal: names and reasons come from machines.
-std::string clean(std::string text) {
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = '?';
-  return text;
-}
-
-std::string or_dash(std::string text) { return text.empty() ? "-" : clean(std::move(text)); }
-
-std::string moment(const json& object, const char* key, WallMicros now_us) {
-  const auto time = time_at(object, key);
-  return time ? human_time(*time) + " (" + human_age(*time, now_us) + ")" : "-";
-}
 
 std::string seconds_of(const json& object, const char* key) {
   const auto seconds = number_at(object, key);
@@ -47,24 +34,14 @@ std::string state_of(const json& machine) {
   if (flag_at(machine, "revoked")) state += ", revoked";
   if (quarantined(machine)) state += ", quarantined";
   if (flag_at(machine, "alarm")) state += ", alarm";
+  if (const auto removal = machine.find("removal"); removal != machine.end() && removal->is_object())
+    state += ", to be removed";
   return state;
 }
 
 std::string percent_of(const json& machine) {
   const auto found = machine.find("percent");
   return found != machine.end() && found->is_number() ? fmt::format("{:.0f} %", found->get<double>()) : "-";
-}
-
-std::string disks_of(const json& machine) {
-  std::uint64_t bytes = 0;
-  const json& disks = array_at(machine, "disks");
-  for (const json& disk : disks) bytes += number_at(disk, "size").value_or(0);
-  return fmt::format("{}, {}", disks.size(), human_size(bytes));
-}
-
-int answer(const Context& context, const json& value) {
-  context.out << value.dump(2, ' ', false, json::error_handler_t::replace) << '\n';
-  return 0;
 }
 
 void field(std::ostream& out, const char* name, const std::string& value) {
@@ -85,6 +62,10 @@ void print_machine(const Context& context, const json& machine) {
   if (machine.contains("percent") && machine["percent"].is_number())
     field(out, "progress", percent_of(machine) + ", " + seconds_of(machine, "eta_seconds") + " left");
   const std::string peer = clean(text_at(machine, "address"));
+  if (const auto removal = machine.find("removal"); removal != machine.end() && removal->is_object())
+    field(out, "to be removed",
+          moment(*removal, "effective", now) + ", asked for by " + or_dash(text_at(*removal, "by")) +
+              "; `tidemark machine unremove` takes that back");
   field(out, "connected", flag_at(machine, "connected") ? (peer.empty() ? "yes" : "yes, from " + peer) : "no");
   const auto newest = number_at(machine, "newest_point");
   field(out, "newest point",
@@ -99,6 +80,14 @@ void print_machine(const Context& context, const json& machine) {
   field(out, "agent", or_dash(text_at(machine, "agent_version")));
   field(out, "certificate expires", moment(machine, "certificate_expires", now));
   field(out, "partition", std::to_string(number_at(machine, "partition").value_or(0)));
+}
+
+// When a point goes; the ladder's times are the earliest: a machine that makes no points loses none.
+std::string expiry_of(const json& point, WallMicros now_us) {
+  if (const auto removal = point.find("removal"); removal != point.end() && removal->is_object())
+    return "removed " + moment(*removal, "effective", now_us);
+  const auto expires = time_at(point, "expires");
+  return expires ? (*expires <= now_us ? "with the next ones" : human_age(*expires, now_us)) : "-";
 }
 
 Outcome patch_machine(Context& context, const std::string& machine, const json& change, const std::string& done) {
@@ -205,24 +194,6 @@ Outcome revoke_machine(Context& context, const std::string& machine) {
                            machine + "`");
 }
 
-Outcome remove_machine(Context& context, const std::string& machine, const std::string& confirmation) {
-  const json found = TIDEMARK_TRY(context.client.get(machine_path(machine)));
-  const std::string name = text_at(found, "name");
-  std::string confirmed = confirmation;
-  if (confirmed.empty() && context.terminal && !context.json) {
-    context.err << "This removes " << clean(name) << " (" << disks_of(found) << ") and all of its recovery points.\n"
-                << "Type its name to go on: " << std::flush;
-    std::getline(context.in, confirmed);
-  }
-  if (confirmed != name)
-    return fail(Code::invalid_argument, name, "not removed: its name was not given as confirmation",
-                "add --confirm " + name + "; all of its points would be gone");
-  TIDEMARK_TRY(context.client.remove(machine_path(text_at(found, "id"), "?confirm=" + path_segment(confirmed))));
-  if (context.json) return answer(context, {{"removed", name}, {"id", text_at(found, "id")}});
-  context.out << clean(name) << ": removed, with all of its points\n";
-  return 0;
-}
-
 Outcome list_points(Context& context, const std::string& machine, std::uint64_t limit, bool fuzzy) {
   std::string query = "/points";
   if (limit > 0) query += "?limit=" + std::to_string(limit);
@@ -236,14 +207,21 @@ Outcome list_points(Context& context, const std::string& machine, std::uint64_t 
   }
   const WallMicros now = context.clock.wall_us();
   using enum Table::Align;
-  Table table(
-      {{"EPOCH", right}, {"TIME"}, {"AGE", right}, {"CONSISTENCY"}, {"CHANGED", right}, {"STORED", right}, {"DISKS"}});
+  Table table({{"EPOCH", right},
+               {"TIME"},
+               {"AGE", right},
+               {"CONSISTENCY"},
+               {"CHANGED", right},
+               {"STORED", right},
+               {"DISKS"},
+               {"HELD BY"},
+               {"EXPIRES"}});
   for (const json& point : points) {
     const auto time = time_at(point, "time");
     const std::string age = time ? human_duration((now - *time) / 1'000'000) : "-";
     table.add({std::to_string(number_at(point, "epoch").value_or(0)), time ? human_time(*time) : "-", age,
                or_dash(text_at(point, "consistency")), size_of(point, "plain_bytes"), size_of(point, "stored_bytes"),
-               disks_of(point)});
+               disks_of(point), holds_of(point), expiry_of(point, now)});
   }
   table.print(context.out);
   return 0;

@@ -36,7 +36,6 @@ Outcome create_token(Context& context, const TokenRequest& request);
 Outcome list_machines(Context& context);
 Outcome show_machine(Context& context, const std::string& machine);
 Outcome rename_machine(Context& context, const std::string& machine, const std::string& name);
-Outcome remove_machine(Context& context, const std::string& machine, const std::string& confirmation);
 Outcome decide_quarantine(Context& context, const std::string& machine, bool accept);
 Outcome revoke_machine(Context& context, const std::string& machine);
 

@@ -68,6 +68,16 @@ std::string file_name(const Disk& disk, std::set<std::string>& taken) {
   return name;
 }
 
+// A server ends an answer early when it cannot read what is stored; one that is gone cannot be asked.
+Error why_cut_off(AdminClient& client, const ExportRequest& request, const Disk& disk, std::uint64_t epoch,
+                  std::uint64_t position, Error error) {
+  if (error.code != Code::unavailable || !client.get("/v1/server")) return error;
+  return {Code::corrupt, request.machine + "/" + disk.name,
+          "the server broke off at byte " + std::to_string(position) + ": it could not read what is stored there",
+          "`tidemark verify " + request.machine + " --at epoch:" + std::to_string(epoch) +
+              "` names what is damaged; another point may be whole; see tidemarkd's log"};
+}
+
 Status fetch(AdminClient& client, const std::string& disk_path, std::uint64_t epoch, const Extent& extent,
              ImageFile& image, Progress& progress) {
   AdminClient::StreamRequest request;
@@ -105,7 +115,10 @@ Result<json> export_disk(AdminClient& client, const ExportRequest& request, cons
       TIDEMARK_TRY(image.append_zeroes(extent.length));
       progress.add(extent.length);
     } else {
-      TIDEMARK_TRY(fetch(client, disk_path, point.epoch, extent, image, progress));
+      auto fetched = fetch(client, disk_path, point.epoch, extent, image, progress);
+      if (!fetched)
+        return std::unexpected(
+            why_cut_off(client, request, disk, point.epoch, image.position(), std::move(fetched).error()));
     }
   }
   const Sha256 digest = TIDEMARK_TRY(image.finish());

@@ -10,6 +10,7 @@
 
 #include "cli/commands.h"
 #include "cli/interrupt.h"
+#include "cli/retention.h"
 
 namespace tidemark::cli {
 namespace {
@@ -28,6 +29,9 @@ struct Options {
   std::string machine;
   std::string name;
   std::string confirmation;
+  std::string reason;
+  LadderRequest ladder;
+  PinRequest pin;
   std::uint64_t limit = 0;
   bool fuzzy = false;
   ExportRequest exported;
@@ -77,7 +81,8 @@ void add_token_commands(CLI::App& app, Options& options) {
 void add_machine_commands(CLI::App& app, Options& options) {
   add_command(app, options, "machines", "lists all machines: state, progress, lag, newest point", "",
               [](Context& context) { return list_machines(context); });
-  CLI::App* const machine = app.add_subcommand("machine", "one machine: show, rename, remove, accept, keep, revoke");
+  CLI::App* const machine =
+      app.add_subcommand("machine", "one machine: show, rename, remove, unremove, accept, keep, revoke");
   machine->require_subcommand(0, 1)->fallthrough();
   add_machine(add_command(*machine, options, "show", "everything the server knows of it", "",
                           [&](Context& context) { return show_machine(context, options.machine); }),
@@ -87,12 +92,17 @@ void add_machine_commands(CLI::App& app, Options& options) {
                   [&](Context& context) { return rename_machine(context, options.machine, options.name); });
   add_machine(rename, options);
   rename->add_option("NEW", options.name, "the new name")->required();
-  CLI::App* const remove =
-      add_command(*machine, options, "remove", "removes it and all of its recovery points, for good",
-                  "Asks for the name on a terminal; elsewhere --confirm is needed.",
-                  [&](Context& context) { return remove_machine(context, options.machine, options.confirmation); });
+  CLI::App* const remove = add_command(
+      *machine, options, "remove", "removes it and all of its recovery points, after the hold-off",
+      "Asks for the name on a terminal; elsewhere --confirm is needed. Until the hold-off is over (24 h, unless the\n"
+      "server's configuration says otherwise) nothing changes, and `tidemark machine unremove` takes it back.",
+      [&](Context& context) { return remove_machine(context, options.machine, options.confirmation, options.reason); });
   add_machine(remove, options);
   remove->add_option("--confirm", options.confirmation, "the machine's name once more");
+  remove->add_option("--reason", options.reason, "why, for the audit log");
+  add_machine(add_command(*machine, options, "unremove", "takes back that it is to be removed", "",
+                          [&](Context& context) { return unremove_machine(context, options.machine); }),
+              options);
   add_machine(
       add_command(
           *machine, options, "accept", "ends its quarantine: the new fingerprint is this machine's from now on",
@@ -110,7 +120,7 @@ void add_machine_commands(CLI::App& app, Options& options) {
 
 void add_point_commands(CLI::App& app, Options& options) {
   CLI::App* const points = add_command(
-      app, options, "points", "lists a machine's recovery points, newest first", "",
+      app, options, "points", "lists a machine's recovery points, newest first, and what holds them", "",
       [&](Context& context) { return list_points(context, options.machine, options.limit, options.fuzzy); });
   add_machine(points, options);
   points->add_option("--limit", options.limit, "at most this many")->check(CLI::Range(1, 1'000'000));
@@ -147,6 +157,73 @@ void add_point_commands(CLI::App& app, Options& options) {
   add_at(verify, options.at);
 }
 
+void add_ladder_commands(CLI::App& app, Options& options) {
+  CLI::App* const ladder = app.add_subcommand("ladder", "which points of a machine stay: show, set");
+  ladder->require_subcommand(0, 1)->fallthrough();
+  add_machine(add_command(*ladder, options, "show", "its ladder, pins, and what is to be removed", "",
+                          [&](Context& context) { return show_ladder(context, options.machine); }),
+              options);
+  CLI::App* const set = add_command(
+      *ladder, options, "set", "sets which points stay as they age; replication goes on undisturbed",
+      "A ladder keeps every epoch for its dense window, and for each rung the first point of each UTC bucket: --rung\n"
+      "10m:6h keeps one every 10 minutes, 6 h of them, 36 points. Buckets without a point do not count, so a machine\n"
+      "that was away keeps what it had. What the new ladder keeps no longer stays for the hold-off (24 h).\n"
+      "Examples:\n  tidemark ladder set web1 --preset 60            6 x 10 min, 24 x 1 h, 30 x 1 day\n"
+      "  tidemark ladder set web1 --dense 1h --rung 10m:6h --rung 1h:24h --rung 1d:30d      (the default)",
+      [&](Context& context) { return set_ladder(context, options.machine, options.ladder); });
+  add_machine(set, options);
+  set->add_option("--preset", options.ladder.preset, "60, or default; what else is given replaces its part")
+      ->type_name("NAME");
+  set->add_option("--dense", options.ladder.dense, "how long every epoch stays: 90s, 10m, 1h; 0s for none")
+      ->type_name("TIME");
+  set->add_option("--rung", options.ladder.rungs, "one point every EVERY, for SPAN; may be repeated")
+      ->type_name("EVERY:SPAN");
+}
+
+void add_pin_commands(CLI::App& app, Options& options) {
+  CLI::App* const pin = add_command(app, options, "pin", "keeps a recovery point, whatever the ladder says",
+                                    "Examples:\n  tidemark pin web1 --at latest --name before-upgrade --until 30d\n"
+                                    "  tidemark pin web1 --at epoch:4711 --reason \"audit 2026\"",
+                                    [&](Context& context) {
+                                      options.pin.at = options.at;
+                                      options.pin.reason = options.reason;
+                                      return pin_point(context, options.machine, options.pin);
+                                    });
+  add_machine(pin, options);
+  add_at(pin, options.at);
+  pin->add_option("--name", options.pin.name, "what to call the pin (default: epoch-N)");
+  pin->add_option("--until", options.pin.until,
+                  "a time like 2027-01-31T00:00:00Z, or how long: 12h, 30d (default: for good)")
+      ->type_name("TIME");
+  pin->add_option("--reason", options.reason, "why");
+  CLI::App* const unpin =
+      add_command(app, options, "unpin", "lets the ladder decide again, after the hold-off", "",
+                  [&](Context& context) { return unpin_point(context, options.machine, options.pin.name); });
+  add_machine(unpin, options);
+  unpin->add_option("PIN", options.pin.name, "its name; `tidemark pins` lists them")->required();
+  add_machine(add_command(app, options, "pins", "lists a machine's pins", "",
+                          [&](Context& context) { return list_pins(context, options.machine); }),
+              options);
+
+  CLI::App* const point = app.add_subcommand("point", "one recovery point: remove, keep");
+  point->require_subcommand(0, 1)->fallthrough();
+  CLI::App* const remove = add_command(
+      *point, options, "remove", "removes a point, after the hold-off",
+      "Until the hold-off is over (24 h, unless the server's configuration says otherwise) it can be recovered as "
+      "before,\n"
+      "and `tidemark point keep` takes the removal back. The newest point, and what is pinned or in use, stays.\n"
+      "Example:\n  tidemark point remove web1 --at epoch:4711 --reason \"holds what it must not\"",
+      [&](Context& context) { return remove_point(context, options.machine, options.at, options.reason); });
+  add_machine(remove, options);
+  add_at(remove, options.at);
+  remove->add_option("--reason", options.reason, "why, for the audit log");
+  CLI::App* const keep =
+      add_command(*point, options, "keep", "takes back that a point is to be removed", "",
+                  [&](Context& context) { return keep_point(context, options.machine, options.at); });
+  add_machine(keep, options);
+  add_at(keep, options.at);
+}
+
 void add_all(CLI::App& app, Options& options) {
   app.add_flag("--json", options.json, "answer with one JSON document on stdout, errors too");
   app.add_option("--socket", options.socket,
@@ -167,6 +244,11 @@ void add_all(CLI::App& app, Options& options) {
   add_token_commands(app, options);
   add_machine_commands(app, options);
   add_point_commands(app, options);
+  add_ladder_commands(app, options);
+  add_pin_commands(app, options);
+  CLI::App* const audit = add_command(app, options, "audit", "who changed what, and what came of it; newest last", "",
+                                      [&](Context& context) { return show_audit(context, options.limit); });
+  audit->add_option("--limit", options.limit, "at most this many (default: 100)")->check(CLI::Range(1, 100'000));
   add_command(app, options, "server", "the server: version, addresses, totals", "",
               [](Context& context) { return show_server(context); });
   add_command(app, options, "health", "whether every partition serves; exit status 1 when not", "",

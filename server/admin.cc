@@ -3,11 +3,9 @@
 #include <httplib.h>
 #include <pthread.h>
 #include <spdlog/spdlog.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -15,6 +13,7 @@
 #include <thread>
 
 #include "server/admin_routes.h"
+#include "server/admin_socket.h"
 #include "server/json_shapes.h"
 #include "server/logging.h"
 #include "server/moment.h"
@@ -23,13 +22,6 @@ namespace tidemark::server {
 namespace {
 
 constexpr std::size_t kBodyMax = 64 << 10;
-constexpr int kBacklog = 128;
-
-// httplib listens on TCP only; it is content with any listening socket, though.
-class UnixServer final : public httplib::Server {
- public:
-  void listen_on(int descriptor) { svr_sock_ = descriptor; }
-};
 
 // A fixed number of threads; the acceptor waits while all are busy and one more connection is in line for each.
 class BoundedTasks final : public httplib::TaskQueue {
@@ -78,36 +70,10 @@ class BoundedTasks final : public httplib::TaskQueue {
   std::vector<std::thread> threads_;
 };
 
-Result<int> listen_unix(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path)
-    return fail(Code::invalid_argument, path,
-                "is too long for a unix socket: at most " + std::to_string(sizeof address.sun_path - 1) + " characters",
-                "name a shorter one as server.admin_socket in the configuration");
-  path.copy(address.sun_path, path.size());
-  struct stat info{};
-  if (::lstat(path.c_str(), &info) == 0) {
-    if (!S_ISSOCK(info.st_mode))
-      return fail(Code::already_exists, path, "is there and is not a socket", "name another admin_socket");
-    ::unlink(path.c_str());  // of a server that died
-  }
-  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return fail_errno(errno, path, "make a socket");
-  // The mode is right from the start: fchmod on the unbound socket decides what bind() makes.
-  if (::fchmod(fd, 0600) != 0 || ::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
-      ::chmod(path.c_str(), 0600) != 0 || ::listen(fd, kBacklog) != 0) {
-    const int error = errno;
-    ::close(fd);
-    return fail_errno(error, path, "listen on");
-  }
-  return fd;
-}
-
 }  // namespace
 
 struct AdminServer::Impl {
-  UnixServer http;
+  UnixHttpServer http;
   std::string path;
   std::thread thread;
 };
@@ -158,6 +124,7 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(Node& node, const std::s
   add_machine_routes(http, node);
   add_point_routes(http, node);
   add_data_routes(http, node);
+  add_retention_routes(http, node);
   http.listen_on(TIDEMARK_TRY(listen_unix(path)));
   impl->thread = std::thread([http = &impl->http] { http->listen_after_bind(); });
   while (!http.is_running()) std::this_thread::yield();  // stop() before that would not be heard
@@ -213,6 +180,8 @@ Result<MachineReport> find_report(const MachinePlace& place) {
 
 Result<storage::pb::EpochEntry> find_point(Node& node, const MachinePlace& place, const std::string& at) {
   const Moment moment = TIDEMARK_TRY(parse_at(at, node.clock.wall_us()));
+  if (moment.time_us && *moment.time_us > node.clock.wall_us())
+    return fail(Code::invalid_argument, at, "this moment is in the future", "`latest` means the newest point");
   if (!moment.epoch) return place.partition->point_at(place.id, moment.time_us, kIndexTimeout);
   const auto points = TIDEMARK_TRY(place.partition->epochs(place.id, 0, false, kIndexTimeout));  // newest first
   for (const auto& point : points)
@@ -220,6 +189,16 @@ Result<storage::pb::EpochEntry> find_point(Node& node, const MachinePlace& place
   return fail(Code::not_found, at, "no point at or before this epoch",
               points.empty() ? "the machine has no points yet"
                              : "the oldest point is epoch:" + std::to_string(points.back().number()));
+}
+
+Result<std::size_t> limit_of(const httplib::Request& request, std::size_t usual, std::size_t max) {
+  if (!request.has_param("limit")) return usual;
+  const std::string text = request.get_param_value("limit");
+  std::size_t limit = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), limit);
+  if (error != std::errc() || end != text.data() + text.size() || limit == 0 || limit > max)
+    return fail(Code::invalid_argument, "limit", "is \"" + text + "\"", "allowed is 1 to " + std::to_string(max));
+  return limit;
 }
 
 Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage::pb::EpochEntry& point,
@@ -233,6 +212,16 @@ Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage
   }
   return fail(Code::not_found, disk, "the machine has no such disk",
               "GET the machine for its disks; a number or a name is taken");
+}
+
+Result<OpenDisk> open_disk(Node& node, const httplib::Request& request) {
+  const auto place = TIDEMARK_TRY(find_place(node, request.matches[1]));
+  const auto report = TIDEMARK_TRY(find_report(place));
+  const auto point = TIDEMARK_TRY(find_point(node, place, request.matches[2]));
+  const auto disk = TIDEMARK_TRY(find_disk(report.disks, point, request.matches[3]));
+  auto reader =
+      TIDEMARK_TRY(place.partition->read(place.id, DiskId(disk.disk), EpochNumber(point.number()), kIndexTimeout));
+  return OpenDisk{report.name + "/" + disk.name, point.number(), std::move(reader)};
 }
 
 }  // namespace tidemark::server

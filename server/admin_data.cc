@@ -52,14 +52,9 @@ Status walk(storage::Reader& reader, std::uint64_t offset, std::uint64_t length,
 std::unexpected<Error> cut_off() { return fail(Code::cancelled, {}, "the client left or the server stops"); }
 
 Status stream_data(Node& node, const httplib::Request& request, httplib::Response& response) {
-  const auto place = TIDEMARK_TRY(find_place(node, request.matches[1]));
-  const auto report = TIDEMARK_TRY(find_report(place));
-  const auto point = TIDEMARK_TRY(find_point(node, place, request.matches[2]));
-  const auto disk = TIDEMARK_TRY(find_disk(report.disks, point, request.matches[3]));
-  std::shared_ptr<storage::Reader> reader =
-      TIDEMARK_TRY(place.partition->read(place.id, DiskId(disk.disk), EpochNumber(point.number()), kIndexTimeout));
-  const std::uint64_t size = reader->disk_size();
-  response.set_header("Tidemark-Epoch", std::to_string(point.number()));
+  const auto disk = TIDEMARK_TRY(open_disk(node, request));
+  const std::uint64_t size = disk.reader->disk_size();
+  response.set_header("Tidemark-Epoch", std::to_string(disk.epoch));
   response.set_header("Accept-Ranges", "bytes");
   const auto range = parse_http_range(request.get_header_value("Range"), size);
   if (!range) {
@@ -80,14 +75,13 @@ Status stream_data(Node& node, const httplib::Request& request, httplib::Respons
     return {};
   }
   auto buffer = std::make_shared<std::vector<std::byte>>();
-  const std::string what = report.name + "/" + disk.name;
   response.set_content_provider(
       wanted.length, "application/octet-stream",
-      [&node, reader, wanted, buffer, what](std::size_t offset, std::size_t length, httplib::DataSink& sink) {
+      [&node, disk, wanted, buffer](std::size_t offset, std::size_t length, httplib::DataSink& sink) {
         // httplib asks again for what is left, until all is written.
         const std::uint64_t step = std::min<std::uint64_t>(length, 16 * kStep);
         const auto walked =
-            walk(*reader, wanted.offset + offset, step, *buffer,
+            walk(*disk.reader, wanted.offset + offset, step, *buffer,
                  [&](std::uint64_t, std::span<const std::byte> bytes) -> Status {
                    if (node.stopping || !sink.write(reinterpret_cast<const char*>(bytes.data()), bytes.size()))
                      return cut_off();
@@ -95,7 +89,7 @@ Status stream_data(Node& node, const httplib::Request& request, httplib::Respons
                  });
         // Cut short, the client sees less than Content-Length: never wrong bytes.
         if (!walked && walked.error().code != Code::cancelled)
-          spdlog::error("export cut off{}{}", kv("disk", what), kv(walked.error()));
+          spdlog::error("export cut off{}{}", kv("disk", disk.what), kv(walked.error()));
         return walked.has_value();
       });
   return {};

@@ -2,7 +2,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "server/admin_routes.h"
@@ -16,34 +15,6 @@ namespace {
 using nlohmann::json;
 using storage::pb::MachineRecord;
 
-// One change at a time, so that a name is not taken and given back in two of them at once.
-std::mutex change_mutex;
-
-// Changes the record and waits until that is durable.
-Status change(const MachinePlace& place, std::function<Status(MachineRecord&)> how) {
-  auto promise = std::make_shared<std::promise<Status>>();
-  auto written = promise->get_future();
-  place.shard->post([place, promise, how = std::move(how)] {
-    const auto* machine = place.host->find(place.id);
-    if (machine == nullptr || machine->record.removed()) {
-      promise->set_value(fail(Code::not_found, place.id.to_string(), "no such machine"));
-      return;
-    }
-    MachineRecord trial = machine->record;
-    if (Status allowed = how(trial); !allowed) {
-      promise->set_value(std::move(allowed));
-      return;
-    }
-    // What `how` refuses is found above; here it changes the record as it is when its turn comes.
-    place.host->put(
-        place.id, [how](MachineRecord& record) { static_cast<void>(how(record)); },
-        [promise](const Status& done) { promise->set_value(done); });
-  });
-  if (written.wait_for(kIndexTimeout) != std::future_status::ready)
-    return fail(Code::timed_out, place.id.to_string(), "the change is not durable yet", "look again in a moment");
-  return written.get();
-}
-
 void expel(const MachinePlace& place, Error why) {
   place.shard->post([place, why = std::move(why)] { place.host->expel(place.id, why, 0); });
 }
@@ -52,7 +23,7 @@ Status rename(Node& node, const MachinePlace& place, const std::string& old_name
   TIDEMARK_TRY(check_machine_name(new_name));
   if (new_name == old_name) return {};
   TIDEMARK_TRY(node.names.take(new_name, place.id));
-  const auto renamed = change(place, [new_name](MachineRecord& record) -> Status {
+  const auto renamed = change_machine(place, [new_name](MachineRecord& record) -> Status {
     record.set_name(new_name);
     return {};
   });
@@ -61,7 +32,7 @@ Status rename(Node& node, const MachinePlace& place, const std::string& old_name
 }
 
 Status decide_quarantine(const MachinePlace& place, const std::string& name, bool accept) {
-  TIDEMARK_TRY(change(place, [name, accept](MachineRecord& record) -> Status {
+  TIDEMARK_TRY(change_machine(place, [name, accept](MachineRecord& record) -> Status {
     if (record.quarantine().empty()) return fail(Code::invalid_argument, name, "the machine is not quarantined");
     if (accept) record.set_fingerprint(record.quarantine_fingerprint());
     record.clear_quarantine();
@@ -74,7 +45,7 @@ Status decide_quarantine(const MachinePlace& place, const std::string& name, boo
 }
 
 Status set_revoked(const MachinePlace& place, const std::string& name, bool revoked) {
-  TIDEMARK_TRY(change(place, [revoked](MachineRecord& record) -> Status {
+  TIDEMARK_TRY(change_machine(place, [revoked](MachineRecord& record) -> Status {
     record.set_revoked(revoked);
     return {};
   }));
@@ -84,10 +55,11 @@ Status set_revoked(const MachinePlace& place, const std::string& name, bool revo
   return {};
 }
 
-Result<json> patch(Node& node, const std::string& who, const std::string& text) {
-  const std::lock_guard lock(change_mutex);
+Result<json> patch(Node& node, const std::string& who, const std::string& text, Action& action) {
+  const std::lock_guard lock(change_mutex());
   const auto place = TIDEMARK_TRY(find_place(node, who));
   const auto before = TIDEMARK_TRY(find_report(place));
+  action.object = before.name;
   const json body = json::parse(text, nullptr, false);
   const auto wrong = [&](const std::string& what) {
     return fail(Code::invalid_argument, "body", what,
@@ -96,6 +68,7 @@ Result<json> patch(Node& node, const std::string& who, const std::string& text) 
   if (!body.is_object() || body.size() != 1) return wrong("it must be a JSON object with one key");
   const std::string key = body.begin().key();
   const json& value = body.begin().value();
+  action.details = key + " = " + dump(value);
   if (key == "name") {
     if (!value.is_string()) return wrong("name must be a text");
     TIDEMARK_TRY(rename(node, place, before.name, value.get<std::string>()));
@@ -111,25 +84,6 @@ Result<json> patch(Node& node, const std::string& who, const std::string& text) 
   spdlog::info("machine changed{}{}{}{}", kv("machine", before.name), kv("id", place.id.to_string()), kv("what", key),
                kv("to", dump(value)));
   return to_json(TIDEMARK_TRY(find_report(place)));
-}
-
-Status remove(Node& node, const std::string& who, const std::string& confirm) {
-  const std::lock_guard lock(change_mutex);
-  const auto place = TIDEMARK_TRY(find_place(node, who));
-  const auto report = TIDEMARK_TRY(find_report(place));
-  if (confirm != report.name)
-    return fail(Code::invalid_argument, report.name,
-                "removing a machine removes all its points: it needs confirm=" + report.name,
-                "add the query parameter confirm with the machine's name");
-  expel(place, {Code::permission_denied, report.name, "this machine was removed from the server", {}});
-  TIDEMARK_TRY(change(place, [](MachineRecord& record) -> Status {
-    record.set_removed(true);
-    record.set_revoked(true);
-    return {};
-  }));
-  node.names.release(report.name, place.id);
-  spdlog::info("machine removed{}{}", kv("machine", report.name), kv("id", place.id.to_string()));
-  return {};
 }
 
 }  // namespace
@@ -159,12 +113,19 @@ void add_machine_routes(httplib::Server& http, Node& node) {
     }());
   });
   http.Patch("/v1/machines/([^/]+)", [&node](const httplib::Request& request, httplib::Response& response) {
-    answer(response, patch(node, request.matches[1], request.body));
+    answer(response, audited(node, request, {"machine.change", request.matches[1], {}},
+                             [&](Action& action) { return patch(node, request.matches[1], request.body, action); }));
   });
   http.Delete("/v1/machines/([^/]+)", [&node](const httplib::Request& request, httplib::Response& response) {
-    const auto removed = remove(node, request.matches[1], request.get_param_value("confirm"));
+    const auto removed = audited(node, request, {"machine.remove", request.matches[1], {}},
+                                 [&](Action& action) { return remove_machine(node, request, action); });
     if (!removed) return answer(response, removed.error());
-    response.status = 204;
+    if (removed->is_null()) {
+      response.status = 204;
+    } else {
+      response.status = 202;
+      answer(response, *removed);
+    }
   });
 }
 

@@ -1,10 +1,10 @@
 #include <httplib.h>
 
-#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "server/admin_routes.h"
 #include "server/json_shapes.h"
+#include "server/retention_json.h"
 
 namespace tidemark::server {
 namespace {
@@ -18,19 +18,19 @@ constexpr std::uint64_t kMapStep = 1_GiB;
 Result<json> list_points(Node& node, const httplib::Request& request) {
   const auto place = TIDEMARK_TRY(find_place(node, request.matches[1]));
   const auto report = TIDEMARK_TRY(find_report(place));
-  std::size_t limit = kPointsDefault;
-  if (request.has_param("limit")) {
-    const std::string text = request.get_param_value("limit");
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), limit);
-    if (error != std::errc() || end != text.data() + text.size() || limit == 0 || limit > kPointsMax)
-      return fail(Code::invalid_argument, "limit", "is \"" + text + "\"",
-                  "allowed is 1 to " + std::to_string(kPointsMax));
-  }
-  const std::string fuzzy = request.get_param_value("fuzzy");
-  const auto points =
-      TIDEMARK_TRY(place.partition->epochs(place.id, limit, fuzzy == "1" || fuzzy == "true", kIndexTimeout));
+  const std::size_t limit = TIDEMARK_TRY(limit_of(request, kPointsDefault, kPointsMax));
+  const std::string text = request.get_param_value("fuzzy");
+  const bool fuzzy = text == "1" || text == "true";
+  // What holds one depends on all the others.
+  const auto all = TIDEMARK_TRY(place.partition->epochs(place.id, 0, true, kIndexTimeout));
+  const auto view = TIDEMARK_TRY(retention_view(place));
+  const auto holds = holds_json(view, all);
   json list = json::array();
-  for (const auto& point : points) list.push_back(point_to_json(point, report.disks));
+  for (std::size_t i = 0; i < all.size() && list.size() < limit; ++i) {
+    if (!fuzzy && !storage::ladder_epoch(all[i]).point) continue;
+    list.push_back(point_to_json(all[i], report.disks));
+    list.back().update(holds[i]);
+  }
   return json{{"points", std::move(list)}};
 }
 
@@ -38,25 +38,25 @@ Result<json> one_point(Node& node, const httplib::Request& request) {
   const auto place = TIDEMARK_TRY(find_place(node, request.matches[1]));
   const auto report = TIDEMARK_TRY(find_report(place));
   const auto point = TIDEMARK_TRY(find_point(node, place, request.matches[2]));
-  return point_to_json(point, report.disks);
+  const auto all = TIDEMARK_TRY(place.partition->epochs(place.id, 0, true, kIndexTimeout));
+  const auto holds = holds_json(TIDEMARK_TRY(retention_view(place)), all);
+  json one = point_to_json(point, report.disks);
+  for (std::size_t i = 0; i < all.size(); ++i)
+    if (all[i].number() == point.number()) one.update(holds[i]);
+  return one;
 }
 
 // The map is written as it is found: a disk can have millions of ranges.
 Status stream_map(Node& node, const httplib::Request& request, httplib::Response& response) {
-  const auto place = TIDEMARK_TRY(find_place(node, request.matches[1]));
-  const auto report = TIDEMARK_TRY(find_report(place));
-  const auto point = TIDEMARK_TRY(find_point(node, place, request.matches[2]));
-  const auto disk = TIDEMARK_TRY(find_disk(report.disks, point, request.matches[3]));
-  std::shared_ptr<storage::Reader> reader =
-      TIDEMARK_TRY(place.partition->read(place.id, DiskId(disk.disk), EpochNumber(point.number()), kIndexTimeout));
-  response.set_header("Tidemark-Epoch", std::to_string(point.number()));
-  response.set_chunked_content_provider("application/json", [&node, reader](std::size_t, httplib::DataSink& sink) {
-    const std::uint64_t size = reader->disk_size();
+  const auto disk = TIDEMARK_TRY(open_disk(node, request));
+  response.set_header("Tidemark-Epoch", std::to_string(disk.epoch));
+  response.set_chunked_content_provider("application/json", [&node, disk](std::size_t, httplib::DataSink& sink) {
+    const std::uint64_t size = disk.reader->disk_size();
     std::string text = "{\"size\": " + std::to_string(size) + ", \"ranges\": [";
     bool first = true;
     for (std::uint64_t at = 0; at < size;) {
       if (node.stopping) return false;
-      const auto ranges = reader->map(at, std::min(kMapStep, size - at));
+      const auto ranges = disk.reader->map(at, std::min(kMapStep, size - at));
       if (!ranges || ranges->empty())
         return false;  // the connection is cut: a map that is short is never taken for whole
       for (const auto& range : *ranges) {

@@ -17,6 +17,8 @@ using nlohmann::json;
 
 constexpr std::int64_t kTtlDefault = 3600;
 constexpr std::int64_t kTtlMax = 30 * 24 * 3600;
+constexpr std::size_t kAuditDefault = 100;
+constexpr std::size_t kAuditMax = 100'000;
 
 // What agents are told: what the administrator named, or what can be guessed.
 std::string token_address(const Node& node) {
@@ -112,6 +114,11 @@ Result<json> make_token(Node& node, const std::string& text) {
       {"token", net::encode_token(token)}, {"expires", format_rfc3339(created.expires_us)}, {"address", address}};
 }
 
+Result<json> audit_json(Node& node, const httplib::Request& request) {
+  const auto limit = TIDEMARK_TRY(limit_of(request, kAuditDefault, kAuditMax));
+  return json{{"path", node.directory.audit()}, {"entries", TIDEMARK_TRY(node.audit.read(limit))}};
+}
+
 }  // namespace
 
 void add_server_routes(httplib::Server& http, Node& node) {
@@ -126,7 +133,14 @@ void add_server_routes(httplib::Server& http, Node& node) {
     answer(response, json{{"ok", ok}, {"partitions", partitions_json(*all)}});
   });
   http.Post("/v1/tokens", [&node](const httplib::Request& request, httplib::Response& response) {
-    answer(response, make_token(node, request.body));
+    answer(response, audited(node, request, {"token.create", {}, {}}, [&](Action& action) -> Result<json> {
+             auto made = TIDEMARK_TRY(make_token(node, request.body));
+             action.details = "until " + made.value("expires", "");
+             return made;
+           }));
+  });
+  http.Get("/v1/audit", [&node](const httplib::Request& request, httplib::Response& response) {
+    answer(response, audit_json(node, request));
   });
   http.Get("/metrics", [&node](const httplib::Request&, httplib::Response& response) {
     response.set_content(metrics_text(node), "text/plain; version=0.0.4");

@@ -17,6 +17,9 @@
 namespace tidemark::server {
 namespace {
 
+constexpr std::uint64_t kDurationMax = 100ULL * 366 * 86'400;
+constexpr std::uint64_t kHoldoffMax = 366ULL * 86'400;
+
 std::string place(const std::string& origin, const toml::source_region& source) {
   return fmt::format("{}:{}", origin, source.begin.line);
 }
@@ -26,6 +29,13 @@ std::string size_text(std::uint64_t bytes) {
   if (bytes != 0 && bytes % 1_MiB == 0) return fmt::format("{}MiB", bytes >> 20);
   if (bytes != 0 && bytes % 1_KiB == 0) return fmt::format("{}KiB", bytes >> 10);
   return fmt::format("{}", bytes);
+}
+
+std::string duration_text(std::uint64_t seconds) {
+  if (seconds != 0 && seconds % 86'400 == 0 && seconds != 86'400) return fmt::format("{}d", seconds / 86'400);
+  if (seconds != 0 && seconds % 3'600 == 0) return fmt::format("{}h", seconds / 3'600);
+  if (seconds != 0 && seconds % 60 == 0) return fmt::format("{}m", seconds / 60);
+  return fmt::format("{}s", seconds);
 }
 
 // Takes keys out of one table, one after the other, and remembers the first thing that is wrong. What is left when
@@ -71,6 +81,18 @@ class Section {
     if (given < min || given > max || given % multiple != 0)
       return wrong(*node, key, fmt::format("is {}", size_text(given)), allowed);
     value = given;
+  }
+
+  void duration(const char* key, std::uint64_t& seconds, std::uint64_t max) {
+    const toml::node* node = take(key);
+    if (node == nullptr) return;
+    const std::string allowed = fmt::format(
+        "allowed is a time from \"0s\" to \"{}\", like \"90s\", \"15m\", \"24h\" or \"2d\"", duration_text(max));
+    const auto text = node->as_string();
+    if (text == nullptr) return wrong(*node, key, "is not a time in quotes", allowed);
+    const auto parsed = parse_duration(text->get());
+    if (!parsed || *parsed > max) return wrong(*node, key, fmt::format("is \"{}\"", text->get()), allowed);
+    seconds = *parsed;
   }
 
   void flag(const char* key, bool& value) {
@@ -143,6 +165,20 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   return number << shift;
 }
 
+Result<std::uint64_t> parse_duration(std::string_view text) {
+  std::uint64_t amount = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), amount);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  std::uint64_t seconds = 0;
+  if (unit == "s") seconds = 1;
+  if (unit == "m") seconds = 60;
+  if (unit == "h") seconds = 3'600;
+  if (unit == "d") seconds = 86'400;
+  if (error != std::errc() || seconds == 0 || amount > kDurationMax / seconds)
+    return fail(Code::invalid_argument, std::string(text), "not a time", "write it like 90s, 15m, 24h or 2d");
+  return amount * seconds;
+}
+
 bool is_agent_address(const std::string& text) {
   const auto parsed = net::parse_host_port(text);
   return parsed && parsed->port != 0 && text.ends_with(":" + std::to_string(parsed->port));
@@ -190,18 +226,24 @@ Result<Config> parse_config(std::string_view text, const std::string& origin) {
   storage.size("free_space_min", config.storage.free_space_min, 0, 1024_TiB);
   storage.number("commits_in_flight", config.storage.commits_in_flight, 1, limits::kCommitsInFlightMax);
   storage.size("index_cache", config.storage.index_cache, 1_MiB, 1_TiB);
+  storage.duration("settle_after", config.storage.settle_after, 365 * 86'400);
+  storage.size("settle_rate", config.storage.settle_rate, 1_MiB, 1_TiB);
   storage.done();
 
   Section alarms(root, "alarms", origin, status);
   alarms.number("no_point_minutes", config.alarms.no_point_minutes, 1, 7 * 24 * 60);
   alarms.done();
 
+  Section retention(root, "retention", origin, status);
+  retention.duration("removal_holdoff", config.retention.removal_holdoff, kHoldoffMax);
+  retention.done();
+
   for (const auto& [key, node] : root) {
     const std::string_view name = key.str();
-    if (status && name != "server" && name != "limits" && name != "storage" && name != "alarms")
+    if (status && name != "server" && name != "limits" && name != "storage" && name != "alarms" && name != "retention")
       status =
           fail(Code::invalid_argument, place(origin, node.source()), fmt::format("{} is not a known section", name),
-               "there are [server], [limits], [storage] and [alarms]");
+               "there are [server], [limits], [storage], [alarms] and [retention]");
   }
   if (!status) return std::unexpected(status.error());
   return config;
@@ -242,14 +284,20 @@ listen = "{}"                # where agents connect; port 0 lets the kernel choo
 # free_space_min = "{}"             # below this nothing new is formatted
 # commits_in_flight = {}                 # writes at a time, raised by itself as latency grows
 # index_cache = "{}"                 # per partition
+# settle_after = "{}"                   # the log is emptied into cold segments that long after it was written
+# settle_rate = "{}"                # bytes per second that are moved then, per partition
 
 [alarms]
 # no_point_minutes = {}                 # a machine without a new point for so long is an alarm
+
+[retention]
+# removal_holdoff = "{}"               # what an administrator removes can be taken back for so long; "0s": it cannot
 )",
       listen, d.server.log_level, d.server.log_format, d.limits.sessions, d.limits.handshakes,
       d.limits.per_source_handshakes, size_text(d.limits.session_credit), size_text(d.limits.memory),
       size_text(d.storage.segment_size), d.storage.reserve_segments, size_text(d.storage.free_space_min),
-      d.storage.commits_in_flight, size_text(d.storage.index_cache), d.alarms.no_point_minutes);
+      d.storage.commits_in_flight, size_text(d.storage.index_cache), duration_text(d.storage.settle_after),
+      size_text(d.storage.settle_rate), d.alarms.no_point_minutes, duration_text(d.retention.removal_holdoff));
 }
 
 }  // namespace tidemark::server

@@ -33,11 +33,16 @@ struct Config {
     std::uint32_t reserve_segments = limits::kReserveSegments;
     std::uint64_t free_space_min = 256_MiB;
     std::uint32_t commits_in_flight = 2;
-    std::uint64_t index_cache = 64_MiB;  // per partition
+    std::uint64_t index_cache = 64_MiB;   // per partition
+    std::uint64_t settle_after = 3600;    // seconds
+    std::uint64_t settle_rate = 128_MiB;  // bytes per second and partition
   } storage;
   struct Alarms {
     std::uint32_t no_point_minutes = 10;
   } alarms;
+  struct Retention {
+    std::uint64_t removal_holdoff = 86'400;  // seconds
+  } retention;
 };
 
 // `origin` names the text in errors.
@@ -49,6 +54,9 @@ std::string default_config_text(const std::string& listen);
 
 // "64MiB", "1GiB", "4096", "512 KiB". Code::invalid_argument when it is none.
 Result<std::uint64_t> parse_size(std::string_view text);
+
+// "90s", "15m", "24h", "2d", "0s", in seconds. Code::invalid_argument when it is none.
+Result<std::uint64_t> parse_duration(std::string_view text);
 
 // HOST:PORT with the port written out, as agents are told it.
 bool is_agent_address(const std::string& text);

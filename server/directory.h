@@ -3,6 +3,8 @@
 //   server.json            superblock: format version, server id, number of partitions, when and as what it was made
 //   lock                   held exclusively by the running server
 //   tidemarkd.toml         configuration that `run` takes when none is named
+//   audit.log              who did what to machines and points
+//   seen-time              the newest time the server believed in
 //   authority/             CA key and certificate, server key and certificate, tokens (mode 0700; files 0600)
 //   partition-0000/ ...    one store each (storage/partition.h)
 //
@@ -47,6 +49,8 @@ class Directory {
   std::string config() const { return path_ + "/tidemarkd.toml"; }
   std::string admin_socket() const { return path_ + "/admin.sock"; }
   std::string authority() const { return path_ + "/authority"; }
+  std::string audit() const { return path_ + "/audit.log"; }
+  std::string seen_time() const { return path_ + "/seen-time"; }
   std::string tokens() const { return authority() + "/tokens.json"; }
   std::string partition(PartitionId id) const;
 

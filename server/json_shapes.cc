@@ -59,7 +59,12 @@ json to_json(const MachineReport& machine) {
           {"quarantine", text_or_null(machine.quarantine)},
           {"revoked", machine.revoked},
           {"certificate_expires", time_or_null(machine.certificate_expires_us)},
-          {"partition", machine.partition.value()}};
+          {"partition", machine.partition.value()},
+          {"removal", machine.removal ? json{{"requested", format_rfc3339(machine.removal->requested_us)},
+                                             {"effective", format_rfc3339(machine.removal->effective_us)},
+                                             {"by", machine.removal->by},
+                                             {"reason", text_or_null(machine.removal->reason)}}
+                                      : json()}};
 }
 
 json to_json(const Error& error) {

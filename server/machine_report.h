@@ -18,6 +18,12 @@ struct DiskReport {
   std::uint64_t size = 0;
 };
 
+// That an administrator wants the machine removed, and when it will be.
+struct RemovalReport {
+  WallMicros requested_us = 0, effective_us = 0;
+  std::string by, reason;
+};
+
 struct MachineReport {
   MachineId id;
   std::string name;
@@ -35,6 +41,7 @@ struct MachineReport {
   bool revoked = false;
   std::int64_t certificate_expires_us = 0;
   PartitionId partition;
+  std::optional<RemovalReport> removal;
 };
 
 }  // namespace tidemark::server

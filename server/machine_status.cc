@@ -89,6 +89,10 @@ StatusView derive_status(const storage::MachineState& machine, const Observed& o
     view.remedy = observed.last_error_remedy.empty() ? "check that tidemark-agent runs there and reaches this server"
                                                      : observed.last_error_remedy;
   }
+  if (observed.connected && !observed.waits_for.empty() && view.cause.empty()) {
+    view.cause = observed.waits_for;
+    view.remedy = "it goes on by itself; if it lasts, look at the staging disk";
+  }
   if (!record.quarantine().empty() && !observed.connected) {
     view.state = "stopped";
     view.cause = record.quarantine();

@@ -27,6 +27,7 @@ struct Observed {
   std::string state;  // empty: none in this session
   std::uint64_t done_bytes = 0, total_bytes = 0, rate_bytes_per_s = 0, backlog_bytes = 0;
   std::string cause, remedy;
+  std::string waits_for;               // why its session is asked to wait; empty: it is not
   WallMicros initial_progress_us = 0;  // when an initial epoch last came further
   std::string last_error;              // why its last connection was refused or ended
   std::string last_error_remedy;

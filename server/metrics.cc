@@ -62,8 +62,9 @@ class Families {
 
 struct HostSample {
   PartitionHost::Health health;
-  std::size_t sessions = 0, waiting_for_room = 0;
-  std::uint64_t quarantined = 0, alarms = 0, machines = 0;
+  std::size_t sessions = 0, waiting_for_room = 0, throttled = 0;
+  std::uint64_t quarantined = 0, alarms = 0, machines = 0, dropped = 0;
+  bool clock_held = false;
   double lag_seconds_max = 0;
 };
 
@@ -90,8 +91,13 @@ ShardSample sample(Shard& shard) {
     h.health = host->health();
     h.sessions = host->session_count();
     h.waiting_for_room = host->waiting_for_room();
+    h.throttled = host->throttled();
     h.quarantined = host->quarantined();
     h.alarms = host->alarms();
+    if (const auto* retention = host->retention()) {
+      h.dropped = retention->dropped();
+      h.clock_held = retention->held().has_value();
+    }
     h.machines = host->machine_count();
     h.lag_seconds_max = host->lag_seconds_max();
     s.hosts.push_back(std::move(h));
@@ -124,8 +130,12 @@ void add_shard(Families& out, const Shard& shard, const ShardSample& s) {
   out.counter("tidemark_received_block_bytes_total", "Bytes of blocks frames' payloads received", n(c.blocks_bytes_in),
               labels);
   out.counter("tidemark_epochs_durable_total", "Epochs that became durable", n(c.epochs_durable), labels);
+  out.counter("tidemark_epochs_aborted_total", "Epochs that were given up: by their agents, or after a cut",
+              n(c.epochs_aborted), labels);
   out.counter("tidemark_waits_total", "Frames that waited", n(c.pauses_for_room), {labels[0], {"for", "log"}});
   out.counter("tidemark_waits_total", "Frames that waited", n(c.pauses_for_memory), {labels[0], {"for", "memory"}});
+  out.counter("tidemark_throttles_total", "Sessions that were asked to wait, because the staging disk is behind",
+              n(c.throttles), labels);
   out.counter("tidemark_digest_chunks_total", "Chunks digested for agents", n(c.digest_chunks), labels);
   out.counter("tidemark_history_diverged_total", "Sessions whose agent and server disagreed on what is durable",
               n(c.history_diverged), labels);
@@ -143,8 +153,14 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
             n(h.quarantined), labels);
   out.gauge("tidemark_machines_without_new_point", "Machines for which the alarm \"no new point\" is on", n(h.alarms),
             labels);
+  out.counter("tidemark_epochs_expired_total", "Epochs that nothing held any more", n(h.dropped), labels);
+  out.gauge("tidemark_retention_clock_held", "1: the clock leapt ahead, and nothing expires by that yet", h.clock_held,
+            labels);
   out.gauge("tidemark_machine_lag_seconds_max", "The largest lag of any machine", h.lag_seconds_max, labels);
   out.gauge("tidemark_log_waiting_sessions", "Sessions that wait for room in the log", n(h.waiting_for_room), labels);
+  out.gauge("tidemark_index_rebuilt", "1 when the last start had to make the index again from the log",
+            host.index_rebuilt() ? 1 : 0, labels);
+  out.gauge("tidemark_throttled_sessions", "Sessions that are asked to wait now", n(h.throttled), labels);
   const storage::Partition* partition = host.partition();
   if (partition == nullptr) return;
   const auto stats = partition->stats();
@@ -165,6 +181,18 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
   out.gauge("tidemark_log_segments", "Segments of the log", n(stats.segments), labels);
   out.gauge("tidemark_log_segments_reserved", "Formatted segments in reserve", n(stats.segments_reserved), labels);
   out.gauge("tidemark_log_segment_bytes", "Size of a segment", n(stats.segment_size), labels);
+  out.gauge("tidemark_cold_segments", "Cold segments", n(stats.cold_segments), labels);
+  out.counter("tidemark_segments_settled_total", "Segments of which what is needed was moved",
+              n(stats.settler.segments_settled), labels);
+  out.counter("tidemark_settled_blocks_total", "Blocks moved into cold segments", n(stats.settler.blocks_moved),
+              labels);
+  out.counter("tidemark_settled_bytes_total", "Bytes moved into cold segments", n(stats.settler.bytes_moved), labels);
+  out.counter("tidemark_records_carried_total", "Records written again because their segment goes",
+              n(stats.settler.records_carried), labels);
+  out.counter("tidemark_points_dropped_total", "Recovery points dropped", n(stats.settler.points_dropped), labels);
+  out.counter("tidemark_versions_folded_total", "Versions that no recovery point shows, taken out of the index",
+              n(stats.settler.versions_dropped), labels);
+  out.gauge("tidemark_settling_failed", "1 while settling cannot go on", stats.settler.error ? 1.0 : 0.0, labels);
   out.gauge("tidemark_index_lag_bytes", "Log that the index has yet to apply", n(stats.index_lag_bytes), labels);
   out.gauge("tidemark_index_disk_bytes", "The index on disk", n(stats.index.disk_bytes), labels);
   out.gauge("tidemark_memory_bytes", "Memory by purpose", n(stats.index.memory_bytes),

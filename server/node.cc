@@ -16,6 +16,8 @@ Node::Node(Config c, Directory d, Superblock s, Authority a, std::unique_ptr<Tok
       clock(k),
       tickets(net::TicketKeys::make()),
       started_us(k.wall_us()),
+      audit(directory.audit(), clock),
+      seen_time(directory.seen_time()),
       workers(kWorkerThreads, kWorkerQueueMax),
       sessions(config.limits.sessions) {}
 

@@ -12,10 +12,12 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "server/admission.h"
+#include "server/audit.h"
 #include "server/authority.h"
 #include "server/config.h"
 #include "server/directory.h"
 #include "server/names.h"
+#include "server/seen_time.h"
 #include "server/tokens.h"
 #include "server/worker_pool.h"
 #include "storage/file.h"
@@ -42,6 +44,8 @@ struct Node {
   const Clock& clock;
   const net::TicketKeys tickets;
   const WallMicros started_us;
+  AuditLog audit;
+  SeenTime seen_time;
   WorkerPool workers;
   AdmissionCount sessions;
   MachineNames names;

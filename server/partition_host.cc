@@ -30,7 +30,7 @@ MachineId machine_id_of(const storage::pb::MachineRecord& record) {
   return MachineId(bytes);
 }
 
-PartitionHost::PartitionHost(Shard& shard, PartitionId id) : shard_(shard), id_(id) {}
+PartitionHost::PartitionHost(Shard& shard, PartitionId id) : shard_(shard), id_(id), delays_(shard, *this) {}
 PartitionHost::~PartitionHost() = default;
 
 void PartitionHost::open(storage::IoQueue& queue) {
@@ -41,6 +41,8 @@ void PartitionHost::open(storage::IoQueue& queue) {
   options.commits_in_flight_max = node.config.storage.commits_in_flight;
   options.free_space_min = node.config.storage.free_space_min;
   options.index.cache_bytes = node.config.storage.index_cache;
+  options.settler.settle_after_us = static_cast<WallMicros>(node.config.storage.settle_after) * 1'000'000;
+  options.settler.bytes_per_second = node.config.storage.settle_rate;
   auto opened = storage::Partition::open(node.files, node.directory.partition(id_), id_, node.superblock.server_id,
                                          options, queue, node.clock, *this);
   if (!opened) {
@@ -51,6 +53,7 @@ void PartitionHost::open(storage::IoQueue& queue) {
     return;
   }
   partition_ = std::move(opened->partition);
+  index_rebuilt_ = !opened->index_rebuilt.empty();
   state_ = State::serving;
   const auto& recovery = opened->recovery;
   spdlog::info("partition open{}{}{}{}{}", kv("partition", id_.value()),
@@ -67,6 +70,7 @@ void PartitionHost::open(storage::IoQueue& queue) {
       spdlog::warn("two machines have one name: use the id{}{}", kv("name", machine.record.name()),
                    kv("machine", id.to_string()));
   });
+  retention_ = std::make_unique<RetentionRunner>(shard_, *this);
 }
 
 Status PartitionHost::serving() const {
@@ -74,6 +78,11 @@ Status PartitionHost::serving() const {
   return fail(Code::unavailable, "partition " + std::to_string(id_.value()),
               "the part of the server that holds this machine is " + std::string(to_string(state_)) + ": " + why_,
               "the server's operator must look at it; nothing that was acknowledged is given up");
+}
+
+Status PartitionHost::takes_data() const {
+  TIDEMARK_TRY(serving());
+  return delays_.space();
 }
 
 const storage::MachineState* PartitionHost::find(const MachineId& machine) const {
@@ -121,6 +130,8 @@ MachineReport PartitionHost::report(const storage::MachineState& machine) {
   report.revoked = machine.record.revoked();
   report.certificate_expires_us = runtime.observed.certificate_expires_us;
   report.partition = id_;
+  if (const auto* removal = storage::machine_removal(machine.record))
+    report.removal = {removal->requested_us(), removal->effective_us(), removal->by(), removal->reason()};
   return report;
 }
 
@@ -168,10 +179,40 @@ void PartitionHost::try_puts() {
       written = partition_->put_machine(
           record, [this, done = next.done](Status status) { shard_.later([done, status] { done(status); }); });
       if (!written && written.error().code == Code::busy) return;
+      if (written) retention_->record_changed(next.machine, record);
     }
     if (!written) shard_.later([done = next.done, written] { done(written); });
     puts_.pop_front();
   }
+}
+
+void PartitionHost::remove(const MachineId& machine, std::function<void(Status)> done) {
+  const auto* const state = find(machine);
+  if (state == nullptr) {
+    shard_.later(
+        [done = std::move(done), machine] { done(fail(Code::not_found, machine.to_string(), "no such machine")); });
+    return;
+  }
+  const std::string name = state->record.name();
+  expel(machine, {Code::permission_denied, name, "this machine was removed from the server", {}}, 0);
+  put(
+      machine,
+      [](storage::pb::MachineRecord& record) {
+        record.set_removed(true);
+        record.set_revoked(true);
+        record.clear_ladder();
+        record.clear_former_ladders();
+        record.clear_pins();
+        record.clear_removals();
+      },
+      [this, machine, name, done = std::move(done)](Status removed) {
+        if (removed) shard_.node().names.release(name, machine);
+        done(std::move(removed));
+      });
+}
+
+void PartitionHost::drop_points(const MachineId& machine, std::vector<EpochNumber> epochs) {
+  if (state_ == State::serving) partition_->drop_points(machine, std::move(epochs));
 }
 
 void PartitionHost::expel(const MachineId& machine, const Error& why, std::uint32_t retry_after_ms) {
@@ -271,6 +312,8 @@ void PartitionHost::on_idle() {
 // comes from nothing happening, and is looked for in all of them.
 void PartitionHost::tick_second(WallMicros now_us) {
   if (!partition_) return;
+  tell_delays();
+  if (state_ == State::serving) retention_->tick();
   for (const MachineId& id : std::exchange(touched_, {}))
     if (const auto* machine = find(id)) static_cast<void>(derive(*machine, runtime_[id], now_us));
   if (++ticks_ % kAlarmEverySeconds != 0) return;
@@ -299,6 +342,13 @@ void PartitionHost::tick_second(WallMicros now_us) {
   });
 }
 
+void PartitionHost::tell_delays() {
+  std::vector<Session*> sessions;
+  for (auto& [machine, runtime] : runtime_)
+    if (runtime.session != nullptr) sessions.push_back(runtime.session);
+  delays_.tick(sessions);
+}
+
 void PartitionHost::close() {
   if (!partition_) return;
   if (const auto closed = partition_->close(); !closed)
@@ -311,6 +361,7 @@ void PartitionHost::close() {
 void PartitionHost::on_epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) {
   ++shard_.counters().epochs_durable;
   touched_.insert(machine);
+  if (retention_) retention_->epoch_committed(machine);
   if (Session* const session = session_of(machine)) session->epoch_durable(epoch, digest);
 }
 

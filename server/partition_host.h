@@ -20,8 +20,10 @@
 
 #include "base/ids.h"
 #include "base/status.h"
+#include "server/delay_watch.h"
 #include "server/machine_report.h"
 #include "server/machine_status.h"
+#include "server/retention_runner.h"
 #include "storage/partition.h"
 
 namespace tidemark::server {
@@ -47,8 +49,11 @@ class PartitionHost final : private storage::Partition::Listener {
   Health health() const { return {id_, state_, why_}; }
   // Any thread, once opened: null when it could not be. Only the calls of Partition that are for any thread.
   storage::Partition* partition() const { return partition_.get(); }
+  bool index_rebuilt() const { return index_rebuilt_; }  // any thread, once opened: at the last start
   // Code::unavailable when it does not serve.
   Status serving() const;
+  // The same, and Code::no_space while its log was found to have no room and no space to get any.
+  Status takes_data() const;
 
   // --- machines ---
   const storage::MachineState* find(const MachineId& machine) const;
@@ -64,6 +69,11 @@ class PartitionHost final : private storage::Partition::Listener {
   // comes, on what the record is then; `done` when it is durable, never from within this call.
   using Change = std::function<void(storage::pb::MachineRecord&)>;
   void put(const MachineId& machine, Change change, std::function<void(Status)> done);
+  // Removes a machine with all of its points, for good: its session ends, its name is free when `done` is told well.
+  void remove(const MachineId& machine, std::function<void(Status)> done);
+  // Asks the store to drop them; that happens in the background.
+  void drop_points(const MachineId& machine, std::vector<EpochNumber> epochs);
+  RetentionRunner* retention() const { return retention_.get(); }  // null when the partition could not be opened
   // Ends the machine's session, if there is one.
   void expel(const MachineId& machine, const Error& why, std::uint32_t retry_after_ms);
 
@@ -79,6 +89,7 @@ class PartitionHost final : private storage::Partition::Listener {
   std::size_t machine_count() const;
   std::size_t session_count() const { return sessions_; }
   std::size_t waiting_for_room() const { return waiting_.size(); }
+  std::size_t throttled() const { return delays_.throttled(); }
   std::uint64_t quarantined() const;
   std::uint64_t alarms() const { return alarms_; }  // as of the last round, like the next
   double lag_seconds_max() const { return lag_seconds_max_; }
@@ -118,6 +129,7 @@ class PartitionHost final : private storage::Partition::Listener {
   StatusRules rules() const;
   StatusView derive(const storage::MachineState& machine, Runtime& runtime, WallMicros now_us);
   void try_puts();
+  void tell_delays();
   void release_settled(const MachineId& machine);
   void serve_room();
 
@@ -126,15 +138,18 @@ class PartitionHost final : private storage::Partition::Listener {
   State state_ = State::stopped;
   std::string why_;
   std::unique_ptr<storage::Partition> partition_;
+  bool index_rebuilt_ = false;
   std::unordered_map<MachineId, Runtime> runtime_;
   std::size_t sessions_ = 0;
   std::deque<Waiting> waiting_;
   bool serving_room_ = false;
   std::deque<PendingPut> puts_;
   std::unordered_set<MachineId> touched_;  // since the last tick
+  std::unique_ptr<RetentionRunner> retention_;
   std::uint64_t ticks_ = 0;
   std::uint64_t alarms_ = 0;
   double lag_seconds_max_ = 0;
+  DelayWatch delays_;
 };
 
 const char* to_string(PartitionHost::State state);

@@ -155,9 +155,12 @@ void Server::stop(std::chrono::milliseconds grace) {
     closed.get_future().wait();
   }
   if (impl.admin) impl.admin->stop();
-  for (const auto& shard : impl.node.shards) shard->begin_stop(grace);
+  // What they do reaches into the partitions, which close with their shards.
   impl.node.workers.stop();
+  for (const auto& shard : impl.node.shards) shard->begin_stop(grace);
   for (const auto& shard : impl.node.shards) shard->join();
+  if (const auto written = impl.node.seen_time.write(); !written)
+    spdlog::warn("time not written{}", kv(written.error()));
   if (impl.started) spdlog::info("stopped{}", kv("data", impl.node.directory.path()));
 }
 

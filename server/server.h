@@ -1,7 +1,7 @@
 // A running tidemarkd: opens a data directory, starts the shards, the acceptor and the admin API, and stops them again.
 //
 // Order of starting: lock, superblock, authority, shards (each opens its partitions), acceptor, admin API.
-// Order of stopping: acceptor, admin API, goodbye to the sessions, workers, partitions, lock.
+// Order of stopping: acceptor, admin API, workers, goodbye to the sessions, partitions, lock.
 #pragma once
 
 #include <chrono>

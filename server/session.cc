@@ -8,19 +8,17 @@
 #include "server/logging.h"
 #include "server/partition_host.h"
 #include "server/shard.h"
+#include "wire/messages.h"
 
 namespace tidemark::server {
-namespace {
-
-constexpr std::uint64_t kReportBytes = 16_MiB;  // of an initial epoch, between two reports of its durable progress
-constexpr auto kReportEvery = std::chrono::milliseconds(200);
 
 pb::OpenEpoch to_wire(const storage::pb::OpenEpochEntry& entry) {
   pb::OpenEpoch open;
   open.set_number(entry.number());
   open.set_kind(static_cast<pb::EpochKind>(entry.kind()));
   open.set_blocks(entry.blocks());
-  open.set_sum(entry.sum());
+  // Before its first block is durable the store has no sum.
+  open.set_sum(entry.sum().empty() ? wire::hash_to_bytes({}) : entry.sum());
   for (const auto& position : entry.positions()) {
     auto* at = open.add_positions();
     at->set_disk(position.disk());
@@ -28,6 +26,13 @@ pb::OpenEpoch to_wire(const storage::pb::OpenEpochEntry& entry) {
   }
   return open;
 }
+
+namespace {
+
+constexpr std::uint64_t kReportBytes = 16_MiB;  // of an initial epoch, between two reports of its durable progress
+constexpr auto kReportEvery = std::chrono::milliseconds(200);
+constexpr auto kDelayMax = std::chrono::seconds(5);  // without anything becoming durable: the agent is told
+constexpr std::uint32_t kDelayPauseMs = 3000;        // told anew every second
 
 }  // namespace
 
@@ -43,7 +48,11 @@ Channel::Frame Session::on_frame(const wire::FrameHeader& header, std::span<cons
   waits_ = false;
   const bool greeted_before = protocol_.ready();
   const auto status = protocol_.on_frame(header, payload);
-  if (!status && status.error().code == Code::busy && waits_) return Frame::wait;
+  if (!status && status.error().code == Code::busy && waits_) {
+    if (!waits_since_) waits_since_ = shard().now();
+    return Frame::wait;
+  }
+  waits_since_.reset();
   if (!status) {
     end(status.error(), retry_after_ms(status.error().code));
     return Frame::done;
@@ -64,6 +73,7 @@ void Session::on_ended(const std::optional<Error>& error) {
     observed.last_error.clear();
     observed.last_error_remedy.clear();
   }
+  observed.waits_for.clear();
   if (began_) host_.session_ended(*this, appended_);
   const std::string text =
       kv("machine", machine().to_string()) + kv("peer", peer().address) + (why ? kv(*why) : std::string());
@@ -82,10 +92,15 @@ void Session::epoch_durable(EpochNumber epoch, const Hash128& digest) {
     shard().counters().ack.add(std::chrono::duration<double>(now - commits_.front().second).count());
     commits_.pop_front();
   }
+  moved_ = now;
+  if (!waits_since_) relieve();
   protocol_.on_durable(epoch, digest, std::nullopt);
 }
 
 void Session::bytes_durable(std::uint64_t payload_bytes) {
+  held_bytes_ -= std::min(held_bytes_, payload_bytes);
+  moved_ = shard().now();
+  if (!waits_since_) relieve();
   protocol_.on_credit_returned(static_cast<std::uint32_t>(std::min<std::uint64_t>(payload_bytes, UINT32_MAX)));
   unreported_bytes_ += payload_bytes;
   shard().want_tick(*this);
@@ -138,6 +153,31 @@ void Session::digests_done(const Result<pb::DigestReply>& reply) {
   shard().counters().digest_chunks += reply->sha256().size() / 32;
   protocol_.on_digests(*reply);
   if (!digests_.empty()) start_digests();
+}
+
+// Something of this session enters the log: from now on it should become durable.
+void Session::begin_holding() {
+  if (held_bytes_ == 0 && commits_.empty()) moved_ = shard().now();
+}
+
+bool Session::behind(Time now) const {
+  if (!protocol_.ready() || ended()) return false;
+  const bool holds = held_bytes_ != 0 || !commits_.empty();
+  return (holds && now - moved_ >= kDelayMax) || (waits_since_ && now - *waits_since_ >= kDelayMax);
+}
+
+void Session::throttle(const std::string& why) {
+  if (!throttled_) ++shard().counters().throttles;
+  throttled_ = true;
+  host_.observed(machine()).waits_for = why;
+  protocol_.throttle(kDelayPauseMs, why);
+}
+
+void Session::relieve() {
+  if (!throttled_) return;
+  throttled_ = false;
+  host_.observed(machine()).waits_for.clear();
+  protocol_.throttle(0, {});
 }
 
 void Session::refuse(Refusal why) { shard().counters().refuse(why); }

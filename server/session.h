@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "server/channel.h"
@@ -17,6 +18,9 @@
 namespace tidemark::server {
 
 class PartitionHost;
+
+// How far an epoch that is open durably is, as the protocol tells it.
+pb::OpenEpoch to_wire(const storage::pb::OpenEpochEntry& entry);
 
 class Session final : public Channel, private wire::ServerSession::Actions {
  public:
@@ -32,6 +36,11 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   // The worker's answer to a DigestRequest.
   void digests_done(const Result<pb::DigestReply>& reply);
   void renewal_issued(const Result<std::pair<std::string, std::string>>& certificate_and_serial);
+  // Something of it has been waiting to become durable for too long.
+  bool behind(Time now) const;
+  // Asks the agent to wait, for a few seconds from now; and, when that is over, to go on.
+  void throttle(const std::string& why);
+  void relieve();
 
  private:
   // --- the channel ---
@@ -60,6 +69,7 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   Status room_for(std::size_t bytes);
   Status after_append(Status appended, std::size_t bytes);
   void start_digests();
+  void begin_holding();
   void send_progress(Time now);
   void refuse(Refusal why);
 
@@ -69,7 +79,11 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   bool appended_ = false;  // something of it went to the log
   bool waits_ = false;     // the frame at hand was answered busy by us, and somebody will call retry()
   std::deque<std::pair<EpochNumber, Time>> commits_;  // received, not yet durable
-  std::uint64_t unreported_bytes_ = 0;                // durable, of an initial epoch, since the agent was told
+  std::uint64_t held_bytes_ = 0;                      // of blocks, in the log, not durable
+  Time moved_{};                     // when some of what is held (blocks, commits) last became durable, or it began
+  std::optional<Time> waits_since_;  // the frame at hand has found no room
+  bool throttled_ = false;
+  std::uint64_t unreported_bytes_ = 0;  // durable, of an initial epoch, since the agent was told
   Time reported_;
   std::deque<pb::DigestRequest> digests_;  // the first one may be with a worker
   bool digesting_ = false;

@@ -22,16 +22,7 @@ wire::MachineView view_of(const storage::MachineState& machine) {
   view.next_epoch = machine.next_epoch;
   if (machine.open_epoch) {
     const auto& entry = *machine.open_epoch;
-    pb::OpenEpoch& open = view.open_epoch.emplace();
-    open.set_number(entry.number());
-    open.set_kind(static_cast<pb::EpochKind>(entry.kind()));
-    open.set_blocks(entry.blocks());
-    open.set_sum(entry.sum());
-    for (const auto& position : entry.positions()) {
-      auto* at = open.add_positions();
-      at->set_disk(position.disk());
-      at->set_granule(position.size());
-    }
+    view.open_epoch = to_wire(entry);
     for (const auto& disk : entry.disks()) {
       pb::DiskSize& size = view.open_epoch_disks.emplace_back();
       size.set_disk(disk.disk());
@@ -118,6 +109,7 @@ Result<wire::MachineView> Session::admit(const pb::Hello& hello) {
   }
   TIDEMARK_TRY(make_way(hello));
   if (!host_.settled(machine(), *this)) {
+    TIDEMARK_TRY(host_.takes_data());  // what is to be settled waits for space: there is no knowing for how long
     waits_ = true;
     return fail(Code::busy, {}, "the machine's last session is being settled");
   }
@@ -165,6 +157,7 @@ Result<pb::DiskInfo> Session::open_disk(const pb::OpenDisk& request) {
 }
 
 Status Session::begin_epoch(const pb::EpochBegin& begin) {
+  TIDEMARK_TRY(host_.takes_data());
   TIDEMARK_TRY(room_for(kControlRoom));
   storage::pb::EpochBeginRecord record;
   record.set_number(begin.number());
@@ -179,8 +172,12 @@ Status Session::begin_epoch(const pb::EpochBegin& begin) {
 
 Status Session::append_blocks(EpochNumber, DiskId disk, std::span<const std::byte> payload,
                               const wire::BlocksSummary&) {
+  TIDEMARK_TRY(host_.takes_data());
   TIDEMARK_TRY(room_for(payload.size()));
-  return after_append(host_.partition()->append_blocks(machine(), disk, payload), payload.size());
+  TIDEMARK_TRY(after_append(host_.partition()->append_blocks(machine(), disk, payload), payload.size()));
+  begin_holding();
+  held_bytes_ += payload.size();
+  return {};
 }
 
 Status Session::commit_epoch(const pb::EpochCommit& commit, WallMicros time_us, const Hash128& digest) {
@@ -195,6 +192,7 @@ Status Session::commit_epoch(const pb::EpochCommit& commit, WallMicros time_us, 
   record.set_digest(wire::hash_to_bytes(digest));
   const Time received = last_frame();
   TIDEMARK_TRY(after_append(host_.partition()->commit_epoch(machine(), record), kControlRoom));
+  begin_holding();
   commits_.emplace_back(EpochNumber(commit.number()), received);
   return {};
 }
@@ -204,7 +202,11 @@ Status Session::abort_epoch(EpochNumber epoch, const std::string& reason) {
   storage::pb::EpochAbortRecord record;
   record.set_number(epoch.value());
   record.set_reason(reason);
-  return after_append(host_.partition()->abort_epoch(machine(), record), kControlRoom);
+  TIDEMARK_TRY(after_append(host_.partition()->abort_epoch(machine(), record), kControlRoom));
+  ++shard().counters().epochs_aborted;
+  spdlog::info("epoch aborted{}{}{}", kv("machine", machine().to_string()), kv("epoch", epoch.value()),
+               kv("why", reason));
+  return {};
 }
 
 Status Session::unchanged(EpochNumber, WallMicros as_of_us) {

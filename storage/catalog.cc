@@ -48,7 +48,9 @@ Result<Catalog> Catalog::load(const Index& index) {
     }
     state.next_epoch = index.highest_epoch(id).next();
     if ((machine.durable_open = index.open_epoch(id))) {
+      machine.durable_open->clear_home();  // the index's own business
       machine.begun.emplace();
+      machine.begun_lsn = Lsn(machine.durable_open->begin_lsn());
       machine.begun->set_number(machine.durable_open->number());
       machine.begun->set_kind(machine.durable_open->kind());
       *machine.begun->mutable_disks() = machine.durable_open->disks();
@@ -61,6 +63,11 @@ Result<Catalog> Catalog::load(const Index& index) {
 const Catalog::Machine* Catalog::known(const MachineId& machine) const {
   const auto found = machines_.find(machine);
   return found == machines_.end() || found->second.state.record.removed() ? nullptr : &found->second;
+}
+
+const pb::MachineRecord* Catalog::record(const MachineId& machine) const {
+  const auto found = machines_.find(machine);
+  return found == machines_.end() ? nullptr : &found->second.state.record;
 }
 
 const MachineState* Catalog::find(const MachineId& machine) const {
@@ -206,6 +213,21 @@ Status Catalog::check_commit(const MachineId& machine, EpochNumber number) const
   return {};
 }
 
+pb::EpochCommitRecord Catalog::complete(const MachineId& machine, const pb::EpochCommitRecord& commit) const {
+  pb::EpochCommitRecord whole = commit;
+  if (const Machine* found = known(machine); found != nullptr && found->begun) {
+    whole.set_kind(found->begun->kind());
+    *whole.mutable_disks() = found->begun->disks();
+  }
+  return whole;
+}
+
+pb::EpochAbortRecord Catalog::complete(const MachineId& machine, const pb::EpochAbortRecord& abort) const {
+  pb::EpochAbortRecord whole = abort;
+  if (const Machine* found = known(machine); found != nullptr) whole.set_first_lsn(found->begun_lsn.value());
+  return whole;
+}
+
 Result<bool> Catalog::check_abort(const MachineId& machine, EpochNumber number) const {
   const Machine* found = known(machine);
   if (found == nullptr) return fail(Code::not_found, describe(machine), "no such machine");
@@ -232,8 +254,9 @@ void Catalog::appended_machine(const MachineId& machine, const pb::MachineRecord
   }
 }
 
-void Catalog::appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin) {
+void Catalog::appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin, Lsn lsn) {
   Machine& found = machines_.at(machine);
+  if (!found.begun) found.begun_lsn = lsn;  // one that is resumed began before
   found.begun = begin;
   found.state.next_epoch = std::max(found.state.next_epoch, EpochNumber(begin.number()).next());
   found.show_open();
@@ -285,6 +308,7 @@ Status Catalog::durable(const CommitInfo& commit, Visitor& visitor) {
       }
       case RecordType::epoch_abort: machine.durable_open.reset(); break;
       case RecordType::machine:
+      case RecordType::history:
       case RecordType::blocks: break;
     }
     machine.show_open();

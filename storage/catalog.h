@@ -42,6 +42,7 @@ class Catalog {
 
   const MachineState* find(const MachineId& machine) const;  // nullptr for a removed one too
   const MachineState* find_by_name(const std::string& name) const;
+  const pb::MachineRecord* record(const MachineId& machine) const;  // of a removed one too
   void for_each_machine(const std::function<void(const MachineState&)>& visit) const;
   void set_unchanged(const MachineId& machine, WallMicros as_of_us);
 
@@ -57,11 +58,14 @@ class Catalog {
   Result<bool> check_begin(const MachineId& machine, const pb::EpochBeginRecord& begin) const;
   Status check_blocks(const MachineId& machine, DiskId disk) const;
   Status check_commit(const MachineId& machine, EpochNumber number) const;
+  // With what its begin told, so that it stands for itself.
+  pb::EpochCommitRecord complete(const MachineId& machine, const pb::EpochCommitRecord& commit) const;
+  pb::EpochAbortRecord complete(const MachineId& machine, const pb::EpochAbortRecord& abort) const;
   Result<bool> check_abort(const MachineId& machine, EpochNumber number) const;  // true: nothing to write
 
   // --- appended: after the log took the record ---
   void appended_machine(const MachineId& machine, const pb::MachineRecord& record);
-  void appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin);
+  void appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin, Lsn lsn);
   void appended_end(const MachineId& machine);  // its commit or abort
 
   // --- durable ---
@@ -82,6 +86,7 @@ class Catalog {
     // As durable, whether or not its end is appended already; state.open_epoch shows it only while it may go on.
     std::optional<pb::OpenEpochEntry> durable_open;
     std::optional<pb::EpochBeginRecord> begun;  // as appended
+    Lsn begun_lsn;
     void show_open();
   };
   const Machine* known(const MachineId& machine) const;

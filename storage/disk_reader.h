@@ -6,6 +6,8 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 
@@ -16,7 +18,7 @@
 
 namespace tidemark::storage {
 
-// Open segment files, the most recently used ones. Thread-safe.
+// Open segment files of a partition's directory, the most recently used ones. Thread-safe.
 class SegmentFiles {
  public:
   SegmentFiles(FileSystem& files, std::string directory) : files_(files), directory_(std::move(directory)) {}
@@ -34,11 +36,12 @@ class SegmentFiles {
 
 // What all readers of a partition share.
 struct ReadContext {
-  ReadContext(std::unique_ptr<Index> index_of_it, FileSystem& files, const std::string& log_directory)
-      : index(std::move(index_of_it)), segments(files, log_directory) {}
+  ReadContext(std::unique_ptr<Index> index_of_it, FileSystem& files, const std::string& directory)
+      : index(std::move(index_of_it)), segments(files, directory) {}
   std::unique_ptr<Index> index;
   SegmentFiles segments;
   ReaderPins pins;
+  PointUses uses;
   std::atomic<std::uint64_t> damaged_reads{0};
 };
 
@@ -53,6 +56,11 @@ struct ReadTarget {
   std::uint64_t disk_size = 0;  // bytes
 };
 
+// The header and the stored bytes are the block that `extent` names, of this machine and disk; else what is wrong.
+std::optional<std::string> find_damage(const MachineId& machine, DiskId disk, const Extent& extent,
+                                       const wire::BlockHeader& header, std::span<const std::byte> stored);
+
+// `context->uses` has the point already; the reader's end gives it back.
 std::unique_ptr<Reader> make_reader(std::shared_ptr<ReadContext> context, ReadTarget target);
 
 }  // namespace tidemark::storage

@@ -1,6 +1,7 @@
 #include "storage/extent_codec.h"
 
 #include "base/check.h"
+#include "storage/segment_kind.h"
 
 namespace tidemark::storage {
 
@@ -11,7 +12,8 @@ constexpr std::uint8_t kEncodingMask = 0x03;
 constexpr std::uint8_t kFollowsGranule = 0x04;  // first granule: where the previous extent ended
 constexpr std::uint8_t kSameCount = 0x08;       // count: the previous extent's
 constexpr std::uint8_t kFollowsBlock = 0x10;    // offset: right behind the previous extent's stored bytes
-constexpr std::uint8_t kKnownBits = kEncodingMask | kFollowsGranule | kSameCount | kFollowsBlock;
+constexpr std::uint8_t kLast = 0x20;            // of its delta
+constexpr std::uint8_t kKnownBits = kEncodingMask | kFollowsGranule | kSameCount | kFollowsBlock | kLast;
 
 struct Expected {
   std::uint32_t first = 0;
@@ -61,10 +63,11 @@ bool take_varint(std::string_view& from, std::uint64_t& value) {
   return false;
 }
 
-void encode_delta(const Delta& delta, std::string& to) {
-  to.clear();
+void append_delta(const Delta& delta, Lsn key_lsn, std::string& to) {
+  TIDEMARK_CHECK(delta.lsn <= key_lsn && !delta.extents.empty());
+  put_varint(to, key_lsn.value() - delta.lsn.value());
   put_varint(to, delta.epoch.value());
-  put_varint(to, delta.segment.value());
+  put_varint(to, cold_number(delta.segment) << 1 | (is_cold(delta.segment) ? 1 : 0));
   Expected expected;
   for (const DeltaExtent& extent : delta.extents) {
     TIDEMARK_CHECK(extent.count > 0 && extent.first + extent.count <= limits::kRegionGranules);
@@ -73,6 +76,7 @@ void encode_delta(const Delta& delta, std::string& to) {
     if (extent.first == expected.first) flags |= kFollowsGranule;
     if (extent.count == expected.count) flags |= kSameCount;
     if (!zero && extent.offset == expected.offset) flags |= kFollowsBlock;
+    if (&extent == &delta.extents.back()) flags |= kLast;
     to.push_back(static_cast<char>(flags));
     if ((flags & kFollowsGranule) == 0) to.push_back(static_cast<char>(extent.first));
     if ((flags & kSameCount) == 0) to.push_back(static_cast<char>(extent.count - 1));
@@ -88,17 +92,21 @@ void encode_delta(const Delta& delta, std::string& to) {
   }
 }
 
-Status decode_delta(std::string_view bytes, Delta& to) {
+Status take_delta(std::string_view& bytes, Lsn key_lsn, Delta& to) {
   to.extents.clear();
   std::uint64_t number = 0;
+  if (!take_varint(bytes, number)) return bad("its LSN is cut off");
+  if (number > key_lsn.value()) return bad("an LSN before the first");
+  to.lsn = Lsn(key_lsn.value() - number);
   if (!take_varint(bytes, number)) return bad("its epoch is cut off");
   to.epoch = EpochNumber(number);
   if (!take_varint(bytes, number)) return bad("its segment is cut off");
-  to.segment = SegmentId(number);
+  to.segment = (number & 1) != 0 ? cold_segment(number >> 1) : SegmentId(number >> 1);
   Expected expected;
-  while (!bytes.empty()) {
+  for (bool last = false; !last;) {
     std::uint8_t flags = 0;
-    take_byte(bytes, flags);
+    if (!take_byte(bytes, flags)) return bad("its last extent is missing");
+    last = (flags & kLast) != 0;
     if ((flags & ~kKnownBits) != 0) return bad("unknown flags in an extent");
     DeltaExtent extent;
     if ((flags & kEncodingMask) > static_cast<std::uint8_t>(wire::Encoding::zero)) return bad("unknown encoding");
@@ -133,7 +141,6 @@ Status decode_delta(std::string_view bytes, Delta& to) {
     to.extents.push_back(extent);
     expected.follow(extent);
   }
-  if (to.extents.empty()) return bad("it has no extent");
   return {};
 }
 

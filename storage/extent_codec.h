@@ -1,4 +1,4 @@
-// The value of a delta key: which granules of one region one log record wrote, and where they stand.
+// The values of delta keys: which granules of one region log records wrote, and where they stand.
 // docs/index_format.md has the bytes with a worked example. Pure functions.
 #pragma once
 
@@ -23,19 +23,23 @@ struct DeltaExtent {
   bool operator==(const DeltaExtent&) const = default;
 };
 
-// In the order in which the record has its blocks: where two overlap, the later one holds.
+// What one log record wrote in one region. In the order in which the record has its blocks: where two overlap, the
+// later one holds.
 struct Delta {
+  Lsn lsn;
   EpochNumber epoch;
-  SegmentId segment;
+  SegmentId segment;  // where the record stands, or where its blocks were moved
   std::vector<DeltaExtent> extents;
   bool operator==(const Delta&) const = default;
 };
 
-// Replaces `to`. The extents must be as described above: they come from checked blocks.
-void encode_delta(const Delta& delta, std::string& to);
+// A key's value is one delta, or several one behind the other, the newest first (storage/fold.h makes those): the key
+// has the LSN of the first. Appends to `to`. The extents must be as described above: they come from checked blocks.
+void append_delta(const Delta& delta, Lsn key_lsn, std::string& to);
 
-// Any bytes: Code::corrupt when they are not what encode_delta makes. `to` is reused, and unspecified after a failure.
-Status decode_delta(std::string_view bytes, Delta& to);
+// Takes the next delta off the front of `from`. Any bytes: Code::corrupt when they are not what append_delta makes.
+// `to` is reused, and unspecified after a failure.
+Status take_delta(std::string_view& from, Lsn key_lsn, Delta& to);
 
 // LEB128, at most ten bytes.
 void put_varint(std::string& to, std::uint64_t value);

@@ -13,8 +13,10 @@
 #include <mutex>
 #include <system_error>
 
+#include "base/planted.h"
 #include "storage/epoch_progress.h"
 #include "storage/index_impl.h"
+#include "storage/segment_kind.h"
 
 namespace tidemark::storage {
 
@@ -114,6 +116,9 @@ Status Index::Impl::load() {
   }
   rocksdb::ReadOptions ordered;
   ordered.total_order_seek = true;
+  status = db->Get(plain, slice(keys::Key(keys::Tag::rebuilding)), &value);
+  if (status.ok()) return fail(Code::corrupt, directory, "an earlier rebuild of the index was cut off", kRebuild);
+  if (!status.IsNotFound()) return error(status, "be read");
   const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(ordered));
   const auto begins = [](rocksdb::Slice key, keys::Tag tag) {
     return !key.empty() && static_cast<std::uint8_t>(key[0]) == static_cast<std::uint8_t>(tag);
@@ -134,6 +139,11 @@ Status Index::Impl::load() {
   }
   TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
   for (auto& [id, machine] : machines) {
+    status = db->Get(plain, slice(keys::of_machine(keys::Tag::homes, id)), &value);
+    if (!status.ok()) {
+      return fail(Code::corrupt, directory, "the index does not have where a machine's records stand", kRebuild);
+    }
+    machine.homes = TIDEMARK_TRY(parse<pb::MachineHomes>(directory, value));
     status = db->Get(plain, slice(keys::of_machine(keys::Tag::open_epoch, id)), &value);
     if (status.ok()) {
       machine.open = TIDEMARK_TRY(parse<pb::OpenEpochEntry>(directory, value));
@@ -200,7 +210,16 @@ LogMark Index::persisted_mark() const {
 }
 
 Status Index::flush() {
-  const LogMark flushed = mark();
+  LogMark flushed;
+  std::vector<SegmentId> unreferenced;
+  {
+    const std::shared_lock lock(impl_->mutex);
+    flushed = impl_->mark;
+    for (const auto& [segment, references] : impl_->live) {
+      const bool settled = is_cold(segment) ? !impl_->adding.contains(segment) : segment < flushed.segment;
+      if (references == 0 && settled) unreferenced.push_back(segment);
+    }
+  }
   rocksdb::FlushOptions options;
   options.wait = true;
   options.allow_write_stall = true;
@@ -208,6 +227,7 @@ Status Index::flush() {
   if (!status.ok()) return impl_->error(status, "be flushed");
   const std::unique_lock lock(impl_->mutex);
   impl_->persisted = flushed;
+  impl_->unreferenced = std::move(unreferenced);
   return {};
 }
 
@@ -293,12 +313,31 @@ Result<std::uint64_t> Index::live_references(SegmentId segment) const {
 
 std::vector<SegmentId> Index::unreferenced_segments() const {
   const std::shared_lock lock(impl_->mutex);
-  std::vector<SegmentId> segments;
-  for (const auto& [segment, references] : impl_->live) {
-    if (segment >= impl_->persisted.segment) break;
-    if (references == 0) segments.push_back(segment);
+  if (planted(Planted::freed_before_flush)) {
+    std::vector<SegmentId> now;
+    for (const auto& [segment, references] : impl_->live) {
+      if (references == 0 && (is_cold(segment) || segment < impl_->mark.segment)) now.push_back(segment);
+    }
+    return now;
   }
-  return segments;
+  return impl_->unreferenced;
+}
+
+std::vector<std::pair<SegmentId, std::uint64_t>> Index::segments() const {
+  const std::shared_lock lock(impl_->mutex);
+  return {impl_->live.begin(), impl_->live.end()};
+}
+
+std::optional<pb::MachineHomes> Index::homes(const MachineId& machine) const {
+  const auto found = impl_->find(machine);
+  if (!found) return std::nullopt;
+  return *found->homes;
+}
+
+std::optional<pb::AbortedRanges> Index::aborted(const MachineId& machine) const {
+  const auto found = impl_->find(machine);
+  if (!found || !found->aborted) return std::nullopt;
+  return *found->aborted;
 }
 
 bool Index::knows_segment(SegmentId segment) const {
@@ -309,7 +348,7 @@ bool Index::knows_segment(SegmentId segment) const {
 std::optional<SegmentId> Index::oldest_segment_but(const std::vector<SegmentId>& these) const {
   const std::shared_lock lock(impl_->mutex);
   for (const auto& [segment, references] : impl_->live) {
-    if (std::find(these.begin(), these.end(), segment) == these.end()) return segment;
+    if (!is_cold(segment) && std::find(these.begin(), these.end(), segment) == these.end()) return segment;
   }
   return std::nullopt;
 }
@@ -319,6 +358,7 @@ Status Index::forget_segment(SegmentId segment) {
   if (!status.ok()) return impl_->error(status, "forget a segment");
   const std::unique_lock lock(impl_->mutex);
   impl_->live.erase(segment);
+  std::erase(impl_->unreferenced, segment);
   return {};
 }
 
@@ -327,17 +367,18 @@ Index::Usage Index::usage() const {
     std::uint64_t value = 0;
     return impl_->db->GetIntProperty(name, &value) ? value : 0;
   };
-  std::uint64_t segments = 0;
+  std::uint64_t segments = 0, cold_segments = 0;
   {
     const std::shared_lock lock(impl_->mutex);
-    segments = impl_->live.size();
+    for (const auto& [segment, references] : impl_->live) ++(is_cold(segment) ? cold_segments : segments);
   }
   return {.deltas = property(rocksdb::DB::Properties::kEstimateNumKeys),
           .disk_bytes = property(rocksdb::DB::Properties::kTotalSstFilesSize),
           .memory_bytes = property(rocksdb::DB::Properties::kCurSizeAllMemTables) +
                           property(rocksdb::DB::Properties::kBlockCacheUsage) +
                           property(rocksdb::DB::Properties::kEstimateTableReadersMem),
-          .segments = segments};
+          .segments = segments,
+          .cold_segments = cold_segments};
 }
 
 }  // namespace tidemark::storage

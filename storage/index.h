@@ -2,18 +2,18 @@
 // from it when it is lost. docs/index_format.md specifies keys and values. Keys are big-endian:
 //
 //   01                                    the mark: LogMark; in the same WriteBatch as what it covers
-//   10 | volume u32 | region u32 | ~lsn   a delta: one record's extents in one 1 MiB region
-//   20 | segment u64                      live references into it (absolute count): records of machines not removed
-//   21 | machine 16 | segment u64         how many of them are this machine's
+//   02                                    there while a rebuild is not finished
+//   10 | volume u32 | region u32 | ~lsn   deltas: one record's extents in one 1 MiB region, or several folded into one
+//   20 | segment u64                      live references (absolute count): extents, and records that are still needed
 //   30 | machine 16 | ~epoch u64          EpochEntry of a committed epoch
 //   31 | machine 16                       OpenEpochEntry, if one is open
 //   32 | machine 16                       AbortedRanges
 //   50 | machine 16                       MachineRecord
+//   51 | machine 16                       MachineHomes: where the records stand that tell of it
 //
 // What destroys an Index without flush() loses what was not flushed, as a crash would: the mark tells where to go on.
 //
-// apply(), flush(), resume() and forget_segment() belong to one thread (the indexer's, or recovery's); every reading
-// call is thread-safe.
+// What changes it belongs to one thread (the indexer's, or recovery's); every reading call is thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,7 @@
 #include "base/ids.h"
 #include "base/status.h"
 #include "storage/commit_info.h"
+#include "storage/fold.h"
 #include "storage/records.pb.h"
 
 namespace tidemark::storage {
@@ -43,6 +44,31 @@ struct Extent {
   std::uint32_t offset = 0;  // of the block's header in the segment
   std::uint32_t stored_size = 0;
   EpochNumber epoch;
+};
+
+// The history of one region up to some LSN.
+struct RegionHistory {
+  std::vector<Lsn> keys;          // all there are, newest first
+  std::vector<Version> versions;  // of committed epochs, newest first
+};
+
+// What a fold, or a move of blocks, makes of a region: some keys go, some come.
+struct RegionChange {
+  MachineId machine;
+  VolumeId volume;
+  std::uint32_t region = 0;
+  std::vector<Lsn> remove;
+  std::vector<RegionEntry> put;
+};
+
+// An extent as the table of a cold segment lists it.
+struct ColdExtent {
+  VolumeId volume;
+  std::uint32_t region = 0;
+  Lsn lsn;
+  EpochNumber epoch;
+  DeltaExtent extent;
+  bool operator==(const ColdExtent&) const = default;
 };
 
 struct IndexOptions {
@@ -66,12 +92,26 @@ class Index {
   // All of them or none, as far as readers and the mark can tell. Commits that do not follow the mark, or name what no
   // record before them tells of, are Code::corrupt. After a failure the same commits may be applied again.
   Status apply(std::span<const CommitInfo> commits);
-  // For a rebuild from a log of which segments were given back: LSNs may be missing between segments, and records of
-  // these machines are passed over, but for those of their removal.
-  void expect_gaps(std::vector<MachineId> removed);
   Status flush();  // what was applied is durable when it returns well
   // After an error of apply() or flush(): asks RocksDB to go on (its own background work stopped with it).
   Status resume();
+
+  // --- a rebuild from the log and the cold segments, in an index that is empty ---
+  // Order: begin_rebuild, add_cold for each segment, apply for the log from its begin, end_rebuild. Parts of the log
+  // may be gone: LSNs may be missing between segments; `machines` has the newest record of each, wherever it stands;
+  // records of `passed_over` (sorted) are passed over but for those of their removal. A rebuild that does not come to
+  // its end leaves an index that open() refuses as Code::corrupt.
+  Status begin_rebuild(std::span<const pb::MachineRecord> machines, std::vector<MachineId> passed_over);
+  Status add_cold(SegmentId segment, std::span<const ColdExtent> extents);
+  Status end_rebuild();
+
+  // --- folding and moving ---
+  // Everything of a region up to `through`, which must be the LSN of a commit of this machine or older than it.
+  Result<RegionHistory> history(const MachineId& machine, VolumeId volume, std::uint32_t region, Lsn through) const;
+  // All or nothing, with the references that go and come. Changes of machines that were removed in the meantime are
+  // passed over. `added`: segments that become known with it; until the call that is `last` they are not taken for
+  // unreferenced, so that changes may come in pieces.
+  Status change(std::span<const RegionChange> changes, std::span<const SegmentId> added, bool last = true);
 
   std::vector<pb::MachineRecord> machines() const;  // removed ones too
   std::optional<pb::MachineRecord> machine(const MachineId& machine) const;
@@ -92,8 +132,14 @@ class Index {
   Result<std::vector<std::uint32_t>> regions(VolumeId volume, std::uint32_t from, std::size_t limit) const;
 
   Result<std::uint64_t> live_references(SegmentId segment) const;
-  // Segments wholly below the persisted mark that nothing refers to any more, in order.
+  // Segments that nothing refers to any more, durably so, in order; of the log's, those wholly below the persisted
+  // mark.
   std::vector<SegmentId> unreferenced_segments() const;
+  // Live references by segment, in order: of the log, then cold ones.
+  std::vector<std::pair<SegmentId, std::uint64_t>> segments() const;
+  // What tells of machines that removal or carrying forward must look after.
+  std::optional<pb::MachineHomes> homes(const MachineId& machine) const;
+  std::optional<pb::AbortedRanges> aborted(const MachineId& machine) const;
   bool knows_segment(SegmentId segment) const;  // a commit in it was applied, and it was not forgotten since
   // The oldest segment with a commit in it that is none of these; nullopt: there is none.
   std::optional<SegmentId> oldest_segment_but(const std::vector<SegmentId>& these) const;
@@ -103,6 +149,7 @@ class Index {
     std::uint64_t disk_bytes = 0;
     std::uint64_t memory_bytes = 0;
     std::uint64_t segments = 0;  // of the log, from the first commit in them until they are given back
+    std::uint64_t cold_segments = 0;
   };
   Usage usage() const;
 

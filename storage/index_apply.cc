@@ -15,15 +15,13 @@
 #include "storage/epoch_progress.h"
 #include "storage/extent_codec.h"
 #include "storage/index_impl.h"
+#include "storage/zero_range.h"
 
 namespace tidemark::storage {
 
 namespace {
 
 constexpr std::size_t kBatchBytes = 1 << 20;
-// A zero range of more regions than this is written only where the volume has something: elsewhere it reads as zeroes
-// anyhow.
-constexpr std::uint64_t kNarrowRegions = 4;
 
 class Applier {
  public:
@@ -31,13 +29,13 @@ class Applier {
 
   Status apply(std::span<const CommitInfo> commits) {
     for (const CommitInfo& commit : commits) {
-      const bool gap = index_.gaps && commit.segment != mark_.segment && commit.first_lsn > mark_.lsn;
+      const bool gap = index_.rebuilding && commit.segment != mark_.segment && commit.first_lsn > mark_.lsn;
       if (mark_.segment != SegmentId() && commit.first_lsn != mark_.lsn.next() && !gap) {
         return fail(Code::corrupt, index_.directory,
                     "a commit with LSN " + std::to_string(commit.first_lsn.value()) +
                         " does not follow the index's mark " + std::to_string(mark_.lsn.value()));
       }
-      live_count(commit.segment);  // a segment is known from its first commit on, even if nothing in it counts
+      count(commit.segment, 0);  // a segment is known from its first commit on, even if nothing in it counts
       for (const RecordInfo& record : commit.records) TIDEMARK_TRY(apply(commit, record));
       mark_ = {.segment = commit.segment,
                .offset = commit.offset + commit.size,
@@ -49,7 +47,8 @@ class Applier {
 
  private:
   Status apply(const CommitInfo& commit, const RecordInfo& record) {
-    if (record.type == RecordType::machine) return machine(commit, record);
+    segment_ = commit.segment;
+    if (record.type == RecordType::machine) return machine(record);
     if (passed_over(record.machine)) return {};
     IndexedMachine* machine = staged(record.machine);
     if (machine == nullptr) {
@@ -57,38 +56,56 @@ class Applier {
                           "it is of machine " + record.machine.to_string() + ", which no record before it tells of");
     }
     if (machine->record->removed()) return {};  // what was on its way when the machine was removed
-    count(*machine, record.machine, commit.segment);
     switch (record.type) {
       case RecordType::machine: break;
       case RecordType::epoch_begin: return begin(*machine, record);
       case RecordType::blocks: return blocks(*machine, commit, record);
       case RecordType::epoch_commit: return commit_epoch(*machine, record);
       case RecordType::epoch_abort: return abort_epoch(*machine, record);
+      case RecordType::history: return history(*machine, record);
     }
     return inconsistent(record, "its type is unknown");
   }
 
-  Status machine(const CommitInfo& commit, const RecordInfo& record) {
+  Status machine(const RecordInfo& record) {
     auto content = TIDEMARK_TRY(parse_record<pb::MachineRecord>(record));
     if (!content.removed() && passed_over(record.machine)) return {};
     IndexedMachine* known = staged(record.machine);
-    if (known != nullptr && known->record->removed()) return {};
+    // Of a machine that was removed nothing is taken but its removal, written once more.
+    if (known != nullptr && known->record->removed() && !content.removed()) return {};
+    if (known != nullptr && index_.rebuilding) content = *known->record;  // the newest: older ones may lack disks
     IndexedMachine& machine = known != nullptr ? *known : machines_[record.machine];
+    if (known == nullptr) machine.homes = std::make_shared<pb::MachineHomes>();
+    const bool removal = content.removed() && (known == nullptr || !known->record->removed());
     machine.record = std::make_shared<pb::MachineRecord>(std::move(content));
     touched_[record.machine].record = true;
-    if (machine.record->removed()) TIDEMARK_TRY(remove(record.machine, machine));
-    count(machine, record.machine, commit.segment);
+    if (removal) TIDEMARK_TRY(remove(record.machine, machine));
+    move_home(record.machine, machine, &pb::MachineHomes::record, &pb::MachineHomes::set_record, segment_);
     return {};
   }
 
   bool passed_over(const MachineId& machine) const {
-    return index_.gaps && std::binary_search(index_.gaps->begin(), index_.gaps->end(), machine);
+    return index_.rebuilding && std::binary_search(index_.passed_over.begin(), index_.passed_over.end(), machine);
+  }
+
+  // What tells of the machine's record (or history, or aborts) stands in another segment from now on; 0: in none.
+  void move_home(const MachineId& id, IndexedMachine& machine, std::uint64_t (pb::MachineHomes::*get)() const,
+                 void (pb::MachineHomes::*set)(std::uint64_t), SegmentId to) {
+    auto homes = std::make_shared<pb::MachineHomes>(*machine.homes);
+    if (const SegmentId from((homes.get()->*get)()); from != SegmentId()) count(from, -1);
+    if (to != SegmentId()) count(to, 1);
+    (homes.get()->*set)(to.value());
+    machine.homes = std::move(homes);
+    touched_[id].homes = true;
   }
 
   Status begin(IndexedMachine& machine, const RecordInfo& record) {
     const auto content = TIDEMARK_TRY(parse_record<pb::EpochBeginRecord>(record));
     const bool resumed = machine.open && machine.open->number() == content.number();
-    if (machine.open && !resumed) abort_open(machine, record);
+    if (machine.open && !resumed) {
+      // In a rebuild its end may be gone, which told whether it was committed: the history record does so as well.
+      index_.rebuilding ? drop_open(record.machine, machine) : abort_open(machine, record);
+    }
     // A disk that shrank and grows again holds zeroes in between, not what once was there.
     if (machine.newest) {
       for (const pb::DiskSizeRecord& disk : content.disks()) {
@@ -101,25 +118,29 @@ class Applier {
           mine_.clear();
           note_zero_regions(from, end - from);
           TIDEMARK_TRY(zero_range(*volume, record.lsn, EpochNumber(content.number()), from, end - from));
-          put_pending(*volume, record.lsn, EpochNumber(content.number()), SegmentId());
+          TIDEMARK_TRY(put_pending(*volume, record.lsn, EpochNumber(content.number())));
         }
       }
     }
-    machine.open = std::make_shared<pb::OpenEpochEntry>(
+    auto open = std::make_shared<pb::OpenEpochEntry>(
         begin_epoch_entry(content, record.lsn, resumed ? machine.open.get() : nullptr));
+    open->set_home(resumed ? machine.open->home() : segment_.value());
+    if (!resumed) count(segment_, 1);
+    machine.open = std::move(open);
     touched_[record.machine].open = true;
     return {};
   }
 
   Status blocks(IndexedMachine& machine, const CommitInfo& commit, const RecordInfo& record) {
-    if (!machine.open) return inconsistent(record, "it has blocks, and no epoch is open");
+    // A rebuild may come upon blocks of which the begin is gone: what became of the epoch is told further on.
+    if (!machine.open && !index_.rebuilding) return inconsistent(record, "it has blocks, and no epoch is open");
     const auto volume = machine.volume(record.disk);
     if (!volume) return inconsistent(record, "it has blocks of a disk that no record before it tells of");
     if (std::size_t{record.first_block} + record.block_count > commit.blocks.size()) {
       return inconsistent(record, "its blocks are not there");
     }
     const std::span places = std::span(commit.blocks).subspan(record.first_block, record.block_count);
-    const EpochNumber epoch(machine.open->number());
+    const EpochNumber epoch = record.epoch;
     pending_.clear();
     note_regions(places);
     for (const BlockPlace& place : places) {
@@ -135,7 +156,10 @@ class Applier {
                              .stored_size = place.stored_size}});
       }
     }
-    put_pending(*volume, record.lsn, epoch, commit.segment);
+    TIDEMARK_TRY(put_pending(*volume, record.lsn, epoch));
+    if (!machine.open || machine.open->number() != epoch.value()) {
+      return batch_.GetDataSize() > kBatchBytes ? write_batch() : Status();
+    }
     machine.open = [&] {
       // Staged copies are this applier's own: one that nobody else holds is changed in place.
       auto open = machine.open.use_count() == 1 ? std::const_pointer_cast<pb::OpenEpochEntry>(machine.open)
@@ -149,43 +173,137 @@ class Applier {
 
   Status commit_epoch(IndexedMachine& machine, const RecordInfo& record) {
     const auto content = TIDEMARK_TRY(parse_record<pb::EpochCommitRecord>(record));
-    if (!machine.open || machine.open->number() != content.number()) {
+    const bool open = machine.open && machine.open->number() == content.number();
+    if (!open && !index_.rebuilding) {
       return inconsistent(record, "it commits epoch " + std::to_string(content.number()) + ", which is not open");
     }
-    machine.newest = std::make_shared<pb::EpochEntry>(commit_epoch_entry(*machine.open, content, record.lsn));
+    pb::OpenEpochEntry begun;  // by what the commit itself tells, where the begin is gone
+    begun.set_begin_lsn(record.lsn.value());
+    begun.set_kind(content.kind());
+    begun.set_blocks(content.blocks());
+    *begun.mutable_disks() = content.disks();
+    auto entry =
+        std::make_shared<pb::EpochEntry>(commit_epoch_entry(open ? *machine.open : begun, content, record.lsn));
+    entry->set_home(segment_.value());
+    count(segment_, 1);
+    if (machine.open) drop_open(record.machine, machine);
+    machine.newest = entry;
+    epochs_[record.machine][entry->number()] = std::move(entry);
+    return {};
+  }
+
+  void drop_open(const MachineId& id, IndexedMachine& machine) {
+    count(SegmentId(machine.open->home()), -1);
     machine.open.reset();
-    touched_[record.machine].open = true;
-    epochs_.emplace_back(record.machine, machine.newest);
+    touched_[id].open = true;
+  }
+
+  // The machine's epochs up to `through` are those listed, and no others.
+  Status history(IndexedMachine& machine, const RecordInfo& record) {
+    const auto content = TIDEMARK_TRY(parse_record<pb::HistoryRecord>(record));
+    const std::uint64_t ended = std::max(content.through(), content.aborted().highest_epoch());
+    if (machine.open && machine.open->number() <= ended)
+      drop_open(record.machine, machine);  // in a rebuild: see begin()
+    auto& staged = epochs_[record.machine];
+    TIDEMARK_TRY(for_each_epoch(record.machine, [&](const pb::EpochEntry& entry) {
+      if (entry.number() > content.through()) return;
+      if (entry.home() != 0) count(SegmentId(entry.home()), -1);
+      staged[entry.number()] = nullptr;
+    }));
+    for (const pb::EpochEntry& entry : content.epochs()) {
+      auto kept = std::make_shared<pb::EpochEntry>(entry);
+      kept->set_home(0);
+      if (!machine.newest || machine.newest->number() <= kept->number()) machine.newest = kept;
+      staged[entry.number()] = std::move(kept);
+    }
+    if (content.has_aborted()) {
+      machine.aborted = std::make_shared<pb::AbortedRanges>(join_aborted(machine.aborted.get(), content.aborted()));
+      touched_[record.machine].aborted = true;
+    }
+    move_home(record.machine, machine, &pb::MachineHomes::history, &pb::MachineHomes::set_history, segment_);
+    auto homes = std::make_shared<pb::MachineHomes>(*machine.homes);
+    homes->set_through(content.through());
+    machine.homes = std::move(homes);
+    return {};
+  }
+
+  // What the history record tells of needs no other record. What was aborted while that was on its way still does.
+  pb::AbortedRanges join_aborted(const pb::AbortedRanges* known, const pb::AbortedRanges& told) {
+    std::map<std::uint64_t, pb::AbortedRanges::Range> ranges;
+    for (const auto& range : told.ranges()) (ranges[range.first_lsn()] = range).clear_home();
+    const int known_count = known != nullptr ? known->ranges_size() : 0;
+    for (int i = 0; i < known_count; ++i) {
+      const auto& range = known->ranges(i);
+      const auto found = ranges.find(range.first_lsn());
+      if (found != ranges.end() && found->second.last_lsn() >= range.last_lsn()) {
+        if (range.home() != 0) count(SegmentId(range.home()), -1);
+      } else {
+        ranges[range.first_lsn()] = range;
+      }
+    }
+    pb::AbortedRanges all;
+    for (const auto& [first, range] : ranges) *all.add_ranges() = range;
+    all.set_highest_epoch(std::max(told.highest_epoch(), known != nullptr ? known->highest_epoch() : 0));
+    return all;
+  }
+
+  // Every epoch of the machine, those that this call has made so far included.
+  template <typename Visit>
+  Status for_each_epoch(const MachineId& id, Visit visit) {
+    const auto& staged = epochs_[id];
+    bool sound = true;
+    TIDEMARK_TRY(for_each(keys::of_machine(keys::Tag::epoch, id).view(), [&](rocksdb::Slice, rocksdb::Slice value) {
+      pb::EpochEntry entry;
+      sound = sound && entry.ParseFromArray(value.data(), static_cast<int>(value.size()));
+      if (sound && !staged.contains(entry.number())) visit(entry);
+    }));
+    if (!sound) return fail(Code::corrupt, index_.directory, "an epoch in the index cannot be parsed");
+    const auto copies = staged;  // visit() may change it
+    for (const auto& [number, entry] : copies) {
+      if (entry) visit(*entry);
+    }
     return {};
   }
 
   Status abort_epoch(IndexedMachine& machine, const RecordInfo& record) {
     const auto content = TIDEMARK_TRY(parse_record<pb::EpochAbortRecord>(record));
-    if (!machine.open || machine.open->number() != content.number()) return {};
-    abort_open(machine, record);
+    if (machine.open && machine.open->number() == content.number()) {
+      abort_open(machine, record);
+    } else if (index_.rebuilding && content.first_lsn() != 0) {
+      // Its begin is gone, and blocks of it may not be: the record stands for itself.
+      add_aborted(machine, record.machine, Lsn(content.first_lsn()), record.lsn, content.number());
+    }
     return {};
   }
 
   // The open epoch ends with this record, and never was.
   void abort_open(IndexedMachine& machine, const RecordInfo& record) {
-    auto aborted =
-        machine.aborted ? std::make_shared<pb::AbortedRanges>(*machine.aborted) : std::make_shared<pb::AbortedRanges>();
     // The record that ends it may be the next one's begin, which must stay visible.
     const Lsn last = record.type == RecordType::epoch_begin ? Lsn(record.lsn.value() - 1) : record.lsn;
-    // With nothing committed since the last one, the two are one: there are no more ranges than commits.
+    add_aborted(machine, record.machine, Lsn(machine.open->begin_lsn()), last, machine.open->number());
+    drop_open(record.machine, machine);
+  }
+
+  void add_aborted(IndexedMachine& machine, const MachineId& id, Lsn first, Lsn last, std::uint64_t number) {
+    auto aborted =
+        machine.aborted ? std::make_shared<pb::AbortedRanges>(*machine.aborted) : std::make_shared<pb::AbortedRanges>();
     const int ranges = aborted->ranges_size();
-    if (ranges != 0 && (!machine.newest || machine.newest->commit_lsn() < aborted->ranges(ranges - 1).first_lsn())) {
-      aborted->mutable_ranges(ranges - 1)->set_last_lsn(last.value());
-    } else {
+    pb::AbortedRanges::Range* newest = ranges == 0 ? nullptr : aborted->mutable_ranges(ranges - 1);
+    const bool committed_since =
+        newest != nullptr && machine.newest && machine.newest->commit_lsn() > newest->first_lsn();
+    if (newest != nullptr && !committed_since && newest->home() == segment_.value() &&
+        newest->first_lsn() <= first.value()) {
+      newest->set_last_lsn(std::max(newest->last_lsn(), last.value()));  // the two are one
+    } else if (newest == nullptr || newest->last_lsn() < first.value()) {
       pb::AbortedRanges::Range* range = aborted->add_ranges();
-      range->set_first_lsn(machine.open->begin_lsn());
+      range->set_first_lsn(first.value());
       range->set_last_lsn(last.value());
+      range->set_home(segment_.value());
+      count(segment_, 1);
     }
-    aborted->set_highest_epoch(std::max(aborted->highest_epoch(), machine.open->number()));
+    aborted->set_highest_epoch(std::max(aborted->highest_epoch(), number));
     machine.aborted = std::move(aborted);
-    machine.open.reset();
-    touched_[record.machine].open = true;
-    touched_[record.machine].aborted = true;
+    touched_[id].aborted = true;
   }
 
   // The machine's volumes, epochs and counts go. Its record stays, so that its identity is never taken for unknown.
@@ -197,37 +315,50 @@ class Applier {
       const auto found = index_.machines.find(id);
       if (found != index_.machines.end()) found->second.removing = true;
     }
-    for (const pb::DiskRecord& disk : machine.record->disks()) {
-      TIDEMARK_TRY(delete_prefix(keys::Key(keys::Tag::delta).u32(disk.volume()).view()));
-    }
-    TIDEMARK_TRY(delete_prefix(keys::of_machine(keys::Tag::epoch, id).view()));
-    std::erase_if(epochs_, [&](const auto& epoch) { return epoch.first == id; });
-    machine.open.reset();
-    machine.newest.reset();
-    machine.aborted.reset();
-    touched_[id].open = touched_[id].aborted = true;
-
-    // Its records no longer keep a segment: also those that this very call has counted, which are not written yet.
-    std::map<SegmentId, std::uint64_t> references;
-    const auto prefix = keys::of_machine(keys::Tag::machine_live, id);
-    TIDEMARK_TRY(for_each(prefix.view(), [&](rocksdb::Slice key, rocksdb::Slice value) {
-      if (key.size() == prefix.view().size() + 8 && value.size() == 8) {
-        references[SegmentId(keys::read_big_endian(key.ToStringView().substr(prefix.view().size())))] =
-            keys::read_big_endian(value.ToStringView());
-      }
+    // Their places are no longer referred to. What was there before this call is given up at once, in the batches that
+    // delete it, so that a crash in between leaves counts that agree with what is left.
+    for (const pb::DiskRecord& disk : machine.record->disks()) TIDEMARK_TRY(delete_volume(VolumeId(disk.volume())));
+    TIDEMARK_TRY(for_each_epoch(id, [&](const pb::EpochEntry& entry) {
+      if (entry.home() != 0) count(SegmentId(entry.home()), -1);
+      epochs_[id][entry.number()] = nullptr;
     }));
-    for (auto& [key, value] : machine_live_) {
-      if (key.first != id || value == 0) continue;
-      references[key.second] = value;
+    if (machine.open) drop_open(id, machine);
+    machine.newest.reset();
+    const int ranges = machine.aborted ? machine.aborted->ranges_size() : 0;
+    for (int i = 0; i < ranges; ++i) {
+      if (machine.aborted->ranges(i).home() != 0) count(SegmentId(machine.aborted->ranges(i).home()), -1);
     }
-    for (const auto& [segment, held] : references) {
-      std::uint64_t& live = live_count(segment);
-      live -= std::min(live, held);
-      machine_live_[{id, segment}] = 0;
-    }
-    machine.counted_segment = SegmentId();
-    machine.counted = 0;
+    machine.aborted.reset();
+    touched_[id].aborted = true;
+    move_home(id, machine, &pb::MachineHomes::history, &pb::MachineHomes::set_history, SegmentId());
     return {};
+  }
+
+  Status delete_volume(VolumeId volume) {
+    Delta delta;
+    Status status;
+    TIDEMARK_TRY(
+        for_each(keys::Key(keys::Tag::delta).u32(volume.value()).view(), [&](rocksdb::Slice key, rocksdb::Slice value) {
+          keys::DeltaKey at;
+          if (!status) return;
+          if (!keys::parse_delta(key.ToStringView(), at)) {
+            status = fail(Code::corrupt, index_.directory, "the index has a delta with a damaged key");
+            return;
+          }
+          for (std::string_view rest = value.ToStringView(); !rest.empty() && status;) {
+            status = take_delta(rest, at.lsn, delta);
+            if (!status) break;
+            if (at.lsn <= index_.mark.lsn) {
+              give_up(delta.segment, delta.extents.size());
+            } else {
+              count(delta.segment, -static_cast<std::int64_t>(delta.extents.size()));
+            }
+          }
+          batch_status_ = batch_status_.ok() ? batch_.Delete(key) : batch_status_;
+          if (status && batch_.GetDataSize() > kBatchBytes) status = write_batch();
+        }));
+    TIDEMARK_TRY(std::move(status));
+    return write_batch();
   }
 
   // --- deltas ---
@@ -235,37 +366,6 @@ class Applier {
     std::uint32_t region;
     DeltaExtent extent;
     std::uint32_t order = 0;  // in the record
-  };
-
-  struct ZeroRange {
-    std::uint64_t end = 0;                         // granule
-    std::uint64_t first_whole = 0, end_whole = 0;  // regions
-    bool wide = false;
-
-    ZeroRange(std::uint64_t first, std::uint64_t count)
-        : end(first + count),
-          first_whole(round_up(first, limits::kRegionGranules) / limits::kRegionGranules),
-          end_whole(end / limits::kRegionGranules),
-          wide(end_whole > first_whole && end_whole - first_whole > kNarrowRegions) {}
-
-    // Calls visit(region, first granule in it, count) for each region; the whole ones of a wide range are one call
-    // of wide_part().
-    template <typename Visit, typename Wide>
-    Status parts(std::uint64_t first, Visit visit, Wide wide_part) const {
-      for (std::uint64_t at = first; at < end;) {
-        const std::uint64_t region = at / limits::kRegionGranules;
-        if (wide && region == first_whole) {
-          TIDEMARK_TRY(wide_part());
-          at = end_whole * limits::kRegionGranules;
-          continue;
-        }
-        const std::uint64_t next = std::min(end, (region + 1) * limits::kRegionGranules);
-        visit(static_cast<std::uint32_t>(region), static_cast<std::uint32_t>(at % limits::kRegionGranules),
-              static_cast<std::uint32_t>(next - at));
-        at = next;
-      }
-      return {};
-    }
   };
 
   // Makes mine_, when the record has a wide range: the regions that the rest of the record writes. There the wide range
@@ -320,7 +420,8 @@ class Applier {
     options.total_order_seek = true;
     options.iterate_upper_bound = &upper;
     const std::unique_ptr<rocksdb::Iterator> it(index_.db->NewIterator(options));
-    encode_delta({.epoch = epoch, .segment = SegmentId(), .extents = {kWhole}}, value_);
+    value_.clear();
+    append_delta({.lsn = lsn, .epoch = epoch, .segment = segment_, .extents = {kWhole}}, lsn, value_);
     it->Seek(slice(keys::region(volume, static_cast<std::uint32_t>(first))));
     while (it->Valid()) {
       keys::DeltaKey key;
@@ -328,7 +429,7 @@ class Applier {
         return fail(Code::corrupt, index_.directory, "the index has a delta with a damaged key");
       }
       if (!std::binary_search(mine_.begin(), mine_.end(), key.region)) {
-        put(keys::delta(volume, key.region, lsn), value_);
+        TIDEMARK_TRY(put_delta(keys::delta(volume, key.region, lsn), lsn, value_, 1));
         if (batch_.GetDataSize() > kBatchBytes) TIDEMARK_TRY(write_batch());
       }
       it->Seek(slice(keys::region(volume, key.region + 1)));
@@ -337,7 +438,7 @@ class Applier {
   }
 
   // One key per region of the record; within a region the extents stay in the record's order.
-  void put_pending(VolumeId volume, Lsn lsn, EpochNumber epoch, SegmentId segment) {
+  Status put_pending(VolumeId volume, Lsn lsn, EpochNumber epoch) {
     const auto by_region = [](const Pending& a, const Pending& b) { return a.region < b.region; };
     if (!std::is_sorted(pending_.begin(), pending_.end(), by_region)) {
       for (std::uint32_t i = 0; i < pending_.size(); ++i) pending_[i].order = i;
@@ -345,44 +446,51 @@ class Applier {
         return std::pair(a.region, a.order) < std::pair(b.region, b.order);
       });
     }
+    delta_.lsn = lsn;
     delta_.epoch = epoch;
-    delta_.segment = segment;
+    delta_.segment = segment_;
     for (std::size_t i = 0; i < pending_.size();) {
       const std::uint32_t region = pending_[i].region;
       delta_.extents.clear();
       for (; i < pending_.size() && pending_[i].region == region; ++i) delta_.extents.push_back(pending_[i].extent);
-      encode_delta(delta_, value_);
-      put(keys::delta(volume, region, lsn), value_);
+      value_.clear();
+      append_delta(delta_, lsn, value_);
+      TIDEMARK_TRY(put_delta(keys::delta(volume, region, lsn), lsn, value_, delta_.extents.size()));
     }
+    return {};
   }
 
-  // --- counts ---
-  std::uint64_t& live_count(SegmentId segment) {
-    const auto [entry, fresh] = live_totals_.try_emplace(segment, 0);
-    if (fresh) {
-      const auto known = index_.live.find(segment);
-      if (known != index_.live.end()) entry->second = known->second;
-    }
-    return entry->second;
+  Status put_delta(const keys::Key& key, Lsn lsn, std::string_view value, std::size_t extents) {
+    if (index_.rebuilding) TIDEMARK_TRY(supersede(key, lsn));
+    put(key, value);
+    count(segment_, static_cast<std::int64_t>(extents));
+    return {};
   }
 
-  // `machine` is staged, and the record is in `segment`.
-  void count(IndexedMachine& machine, const MachineId& id, SegmentId segment) {
-    if (machine.counted_segment != segment) {
-      machine.counted_segment = segment;
-      machine.counted = 0;
-      std::string value;
-      // Absent in all but the first call after a start.
-      const rocksdb::Status status =
-          index_.db->Get(rocksdb::ReadOptions(), slice(keys::machine_live(id, segment)), &value);
-      if (status.ok()) {
-        machine.counted = keys::read_big_endian(value);
-      } else if (!status.IsNotFound()) {
-        batch_status_ = status;  // stops this call before anything is written
-      }
+  // A rebuild begins with the cold segments. Where the log still has the record itself, that holds: it is whole.
+  Status supersede(const keys::Key& key, Lsn lsn) {
+    std::string before;
+    const rocksdb::Status status = index_.db->Get(rocksdb::ReadOptions(), slice(key), &before);
+    if (status.IsNotFound()) return {};
+    if (!status.ok()) return index_.error(status, "be read");
+    Delta delta;
+    for (std::string_view rest = before; !rest.empty();) {
+      TIDEMARK_TRY(take_delta(rest, lsn, delta));
+      count(delta.segment, -static_cast<std::int64_t>(delta.extents.size()));
     }
-    machine_live_[{id, segment}] = ++machine.counted;
-    ++live_count(segment);
+    return {};
+  }
+
+  // --- counts: of everything in the index that a segment is needed for ---
+  void count(SegmentId segment, std::int64_t references) { changes_[segment] += references; }
+
+  // Like count(), and true from now on, with what is written next, whatever becomes of this call.
+  void give_up(SegmentId segment, std::uint64_t references) {
+    const std::unique_lock lock(index_.mutex);
+    std::uint64_t& live = index_.live[segment];
+    TIDEMARK_CHECK(live >= references);
+    live -= references;
+    put_count(keys::live(segment), live);
   }
 
   // --- writing ---
@@ -413,16 +521,6 @@ class Applier {
     return it->status().ok() ? Status() : Status(index_.error(it->status(), "be read"));
   }
 
-  Status delete_prefix(std::string_view prefix) {
-    Status written;
-    TIDEMARK_TRY(for_each(prefix, [&](rocksdb::Slice key, rocksdb::Slice) {
-      batch_status_ = batch_status_.ok() ? batch_.Delete(key) : batch_status_;
-      if (written && batch_.GetDataSize() > kBatchBytes) written = write_batch();
-    }));
-    TIDEMARK_TRY(std::move(written));
-    return write_batch();
-  }
-
   template <typename Message>
   void put_message(const keys::Key& key, const Message& message) {
     message.SerializeToString(&value_);
@@ -433,6 +531,7 @@ class Applier {
     for (const auto& [id, touched] : touched_) {
       const IndexedMachine& machine = machines_.at(id);
       if (touched.record) put_message(keys::of_machine(keys::Tag::machine, id), *machine.record);
+      if (touched.homes) put_message(keys::of_machine(keys::Tag::homes, id), *machine.homes);
       if (touched.open) {
         const auto key = keys::of_machine(keys::Tag::open_epoch, id);
         if (machine.open) {
@@ -450,24 +549,32 @@ class Applier {
         }
       }
     }
-    for (const auto& [id, entry] : epochs_) put_message(keys::epoch(id, EpochNumber(entry->number())), *entry);
-    for (const auto& [key, value] : machine_live_) {
-      const auto at = keys::machine_live(key.first, key.second);
-      if (value != 0) {
-        put_count(at, value);
-      } else {
-        batch_status_ = batch_status_.ok() ? batch_.Delete(slice(at)) : batch_status_;
+    for (const auto& [id, epochs] : epochs_) {
+      for (const auto& [number, entry] : epochs) {
+        const auto key = keys::epoch(id, EpochNumber(number));
+        if (entry) {
+          put_message(key, *entry);
+        } else {
+          batch_status_ = batch_status_.ok() ? batch_.Delete(slice(key)) : batch_status_;
+        }
       }
     }
-    for (const auto& [segment, value] : live_totals_) put_count(keys::live(segment), value);
+    for (const auto& [segment, change] : changes_) put_count(keys::live(segment), after(segment, change));
     put(keys::mark(), keys::encode_mark(mark_));
     TIDEMARK_TRY(write_batch());
 
     const std::unique_lock lock(index_.mutex);
     for (auto& [id, machine] : machines_) index_.machines[id] = std::move(machine);
-    for (const auto& [segment, value] : live_totals_) index_.live[segment] = value;
+    for (const auto& [segment, change] : changes_) index_.live[segment] = after(segment, change);
     index_.mark = mark_;
     return {};
+  }
+
+  std::uint64_t after(SegmentId segment, std::int64_t change) const {
+    const auto known = index_.live.find(segment);  // changed by this thread only
+    const std::uint64_t before = known == index_.live.end() ? 0 : known->second;
+    TIDEMARK_CHECK(change >= 0 || before >= static_cast<std::uint64_t>(-change));
+    return before + static_cast<std::uint64_t>(change);
   }
 
   void put_count(const keys::Key& key, std::uint64_t value) {
@@ -494,7 +601,7 @@ class Applier {
   }
 
   struct Touched {
-    bool record = false, open = false, aborted = false;
+    bool record = false, homes = false, open = false, aborted = false;
   };
 
   Index::Impl& index_;
@@ -509,17 +616,13 @@ class Applier {
   MachineId last_id_;
   IndexedMachine* last_ = nullptr;
   std::unordered_map<MachineId, Touched> touched_;
-  std::vector<std::pair<MachineId, std::shared_ptr<const pb::EpochEntry>>> epochs_;
-  std::map<std::pair<MachineId, SegmentId>, std::uint64_t> machine_live_;
-  std::map<SegmentId, std::uint64_t> live_totals_;
+  // By machine and number; nullptr: it goes.
+  std::unordered_map<MachineId, std::map<std::uint64_t, std::shared_ptr<const pb::EpochEntry>>> epochs_;
+  SegmentId segment_;  // of the record at hand
+  std::map<SegmentId, std::int64_t> changes_;
 };
 
 }  // namespace
-
-void Index::expect_gaps(std::vector<MachineId> removed) {
-  std::sort(removed.begin(), removed.end());
-  impl_->gaps = std::move(removed);
-}
 
 Status Index::apply(std::span<const CommitInfo> commits) {
   if (commits.empty()) return {};

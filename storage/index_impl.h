@@ -6,10 +6,12 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <shared_mutex>
 #include <string>
 #include <unordered_map>
 
+#include "storage/extent_codec.h"
 #include "storage/index.h"
 #include "storage/index_keys.h"
 
@@ -22,10 +24,8 @@ struct IndexedMachine {
   std::shared_ptr<const pb::OpenEpochEntry> open;
   std::shared_ptr<const pb::EpochEntry> newest;
   std::shared_ptr<const pb::AbortedRanges> aborted;
-  bool removing = false;  // its keys are going away: readers must not believe what they find
-  // The machine's records in the segment where its last one stands: key 21, so that apply() need not read it.
-  SegmentId counted_segment;
-  std::uint64_t counted = 0;
+  std::shared_ptr<const pb::MachineHomes> homes;  // never absent
+  bool removing = false;                          // its keys are going away: readers must not believe what they find
 
   std::optional<VolumeId> volume(DiskId disk) const {
     for (const pb::DiskRecord& known : record->disks()) {
@@ -38,17 +38,22 @@ struct IndexedMachine {
 struct Index::Impl {
   std::string directory;
   std::unique_ptr<rocksdb::DB> db;
-  std::optional<std::vector<MachineId>> gaps;  // expect_gaps(), sorted
+  bool rebuilding = false;             // from a log and cold segments of which parts may be gone
+  std::vector<MachineId> passed_over;  // of a rebuild: removed machines, in order
 
   // Guards what follows. Changed by apply() and flush() only, after RocksDB has taken the same change.
   mutable std::shared_mutex mutex;
   std::unordered_map<MachineId, IndexedMachine> machines;
   std::map<SegmentId, std::uint64_t> live;
+  std::vector<SegmentId> unreferenced;  // as of the last flush
+  std::set<SegmentId> adding;           // what refers to them is on its way
   LogMark mark;
   LogMark persisted;
 
   std::optional<IndexedMachine> find(const MachineId& machine) const;
   Status load();
+  // The next delta of a key's value; the error says which key it is.
+  Status take(std::string_view& from, const keys::DeltaKey& key, Delta& to) const;
   std::unexpected<Error> error(const rocksdb::Status& status, std::string_view doing) const;
 };
 
@@ -61,6 +66,9 @@ inline rocksdb::WriteOptions write_options() {
   options.disableWAL = true;
   return options;
 }
+
+// True for a record of an epoch that never was.
+bool is_aborted(const pb::AbortedRanges* aborted, Lsn lsn);
 
 // Exclusive bound of the keys that begin with `key`.
 std::string after_prefix(std::string_view key);

@@ -15,13 +15,14 @@ namespace tidemark::storage::keys {
 
 enum class Tag : std::uint8_t {
   mark = 0x01,
+  rebuilding = 0x02,
   delta = 0x10,
   live = 0x20,
-  machine_live = 0x21,
   epoch = 0x30,
   open_epoch = 0x31,
   aborted = 0x32,
   machine = 0x50,
+  homes = 0x51,
 };
 
 inline constexpr std::size_t kRegionPrefix = 9;  // tag, volume, region: what the filter and prefix seeks go by
@@ -61,9 +62,6 @@ inline Key mark() { return Key(Tag::mark); }
 inline Key region(VolumeId volume, std::uint32_t number) { return Key(Tag::delta).u32(volume.value()).u32(number); }
 inline Key delta(VolumeId volume, std::uint32_t number, Lsn lsn) { return region(volume, number).u64(~lsn.value()); }
 inline Key live(SegmentId segment) { return Key(Tag::live).u64(segment.value()); }
-inline Key machine_live(const MachineId& id, SegmentId segment) {
-  return Key(Tag::machine_live).machine(id).u64(segment.value());
-}
 inline Key epoch(const MachineId& id, EpochNumber number) { return Key(Tag::epoch).machine(id).u64(~number.value()); }
 inline Key of_machine(Tag tag, const MachineId& id) { return Key(tag).machine(id); }
 

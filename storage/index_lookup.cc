@@ -11,8 +11,6 @@
 
 namespace tidemark::storage {
 
-namespace {
-
 bool is_aborted(const pb::AbortedRanges* aborted, Lsn lsn) {
   if (aborted == nullptr || planted(Planted::aborted_shows_through)) return false;
   // Ranges are in order and do not overlap: find the first that ends at or after it.
@@ -21,6 +19,8 @@ bool is_aborted(const pb::AbortedRanges* aborted, Lsn lsn) {
                                       [](const auto& range, std::uint64_t value) { return range.last_lsn() < value; });
   return found != ranges.end() && found->first_lsn() <= lsn.value();
 }
+
+namespace {
 
 // One region, granule by granule: which extent shows.
 class RegionOverlay {
@@ -119,13 +119,10 @@ Result<std::vector<Extent>> Index::lookup(const MachineId& machine, VolumeId vol
         static_cast<std::uint32_t>(std::min(end_granule, region_start + limits::kRegionGranules) - region_start));
     for (;;) {
       if (!is_aborted(found ? found->aborted.get() : nullptr, key.lsn)) {
-        auto decoded = decode_delta(it->value().ToStringView(), delta);
-        if (!decoded) {
-          decoded.error().object = impl_->directory + ", volume " + std::to_string(volume.value()) + ", region " +
-                                   std::to_string(region) + ", LSN " + std::to_string(key.lsn.value());
-          return std::unexpected(std::move(decoded).error());
+        for (std::string_view rest = it->value().ToStringView(); !rest.empty() && !overlay.complete();) {
+          TIDEMARK_TRY(impl_->take(rest, key, delta));
+          overlay.put_under(delta, region_start);
         }
-        overlay.put_under(delta, region_start);
         if (overlay.complete()) break;
       }
       it->Next();

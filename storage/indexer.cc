@@ -23,6 +23,7 @@ Indexer::~Indexer() {
   }
   wake_.notify_all();
   if (thread_.joinable()) thread_.join();
+  serve_calls();  // who called too late to be served on the thread
 }
 
 void Indexer::push(CommitInfo&& commit) {
@@ -35,6 +36,35 @@ void Indexer::push(CommitInfo&& commit) {
     wake_.notify_one();
   } else {
     drain();
+  }
+}
+
+Status Indexer::call(const std::function<Status(Index&)>& work) {
+  if (!options_.background) return work(index_);
+  Call call{.work = &work, .result = std::nullopt};
+  std::unique_lock lock(mutex_);
+  if (stop_ != Stop::no) return fail(Code::cancelled, "index", "the partition is being closed");
+  calls_.push_back(&call);
+  wake_.notify_one();
+  called_.wait(lock, [&] { return call.result.has_value(); });
+  return *std::move(call.result);
+}
+
+void Indexer::serve_calls() {
+  for (;;) {
+    Call* call = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      if (calls_.empty()) return;
+      call = calls_.front();
+      calls_.pop_front();
+    }
+    Status result = (*call->work)(index_);
+    {
+      const std::lock_guard lock(mutex_);
+      call->result = std::move(result);
+    }
+    called_.notify_all();
   }
 }
 
@@ -63,6 +93,7 @@ Status Indexer::close() {
   wake_.notify_all();
   if (thread_.joinable()) {
     thread_.join();
+    serve_calls();
   } else if (!options_.background) {
     drain();
     flush_if_due(true);
@@ -78,12 +109,13 @@ void Indexer::run() {
     {
       std::unique_lock lock(mutex_);
       if (!error_) {
-        wake_.wait_until(lock, next_tick, [&] { return stop_ != Stop::no || !queue_.empty(); });
+        wake_.wait_until(lock, next_tick, [&] { return stop_ != Stop::no || !queue_.empty() || !calls_.empty(); });
       } else {
-        wake_.wait_for(lock, kTick, [&] { return stop_ != Stop::no; });
+        wake_.wait_for(lock, kTick, [&] { return stop_ != Stop::no || !calls_.empty(); });
       }
       if (stop_ == Stop::now) return;
     }
+    serve_calls();
     failing = !apply_some() || !flush_if_due(false);
     bool drain = false;
     {

@@ -38,6 +38,9 @@ class Indexer {
   void push(CommitInfo&& commit);
   // Applies and flushes everything pushed so far, then stops. The error of the last try if it fails.
   Status close();
+  // Runs it on the thread that changes the index, between commits, and waits for it. Code::cancelled after close().
+  // Not from that thread itself.
+  Status call(const std::function<Status(Index&)>& work);
   // Without a thread: what it would do about every second. Else nothing.
   void step();
 
@@ -54,6 +57,7 @@ class Indexer {
   void drain();       // without a thread: applies what is there, flushes if that is due
   bool apply_some();  // false: it failed
   bool flush_if_due(bool now);
+  void serve_calls();
   void failed(const Error& error, const char* doing);
   void succeeded();
 
@@ -69,6 +73,12 @@ class Indexer {
   Lsn indexed_lsn_;
   std::optional<Error> error_;
   enum class Stop : std::uint8_t { no, drain, now } stop_ = Stop::no;
+  struct Call {
+    const std::function<Status(Index&)>* work = nullptr;
+    std::optional<Status> result;
+  };
+  std::deque<Call*> calls_;
+  std::condition_variable called_;
 
   // Of the working thread.
   std::vector<CommitInfo> working_;  // taken off the queue, not applied yet

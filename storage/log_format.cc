@@ -35,7 +35,7 @@ std::unexpected<Error> broken(std::string what) { return fail(Code::corrupt, "co
 
 bool known(std::uint8_t type) {
   return type >= static_cast<std::uint8_t>(RecordType::machine) &&
-         type <= static_cast<std::uint8_t>(RecordType::epoch_abort);
+         type <= static_cast<std::uint8_t>(RecordType::history);
 }
 
 MachineId machine_of(const RecordEntry& entry) {

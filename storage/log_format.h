@@ -37,6 +37,7 @@ enum class RecordType : std::uint8_t {
   blocks = 3,        // a blocks payload of wire/block.h
   epoch_commit = 4,  // EpochCommitRecord
   epoch_abort = 5,   // EpochAbortRecord
+  history = 6,       // HistoryRecord
 };
 
 struct CommitHeader {

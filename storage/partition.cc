@@ -19,6 +19,7 @@ Partition::Impl::Impl(FileSystem& file_system, std::string path, const Partition
 
 Partition::Impl::~Impl() {
   // What these use goes after them; nothing is flushed: close() does that.
+  settler.reset();
   indexer.reset();
   log.reset();
   keeper.reset();
@@ -132,15 +133,29 @@ void Partition::Impl::note_counters() {
 void Partition::Impl::housekeeping() {
   refresh_space();
   if (keeper->stats().error) keeper->retry();
-  std::vector<SegmentId> free;
+  std::vector<SegmentId> free, free_cold;
   for (const SegmentId segment : index().unreferenced_segments()) {
-    if (context->pins.may_release(segment)) free.push_back(segment);
+    if (context->pins.may_release(segment)) (is_cold(segment) ? free_cold : free).push_back(segment);
   }
-  if (free.empty() || !released) return;
-  if (const auto given_back = release(free); !given_back && !release_failed) {
-    release_failed = true;  // said once, tried again at every turn
+  Status given_back;
+  if (!free_cold.empty()) given_back = release_cold(free_cold);
+  if (given_back && !free.empty() && released) given_back = release(free);
+  if (!given_back && !release_failed) {
     spdlog::warn("event=segments_not_released path={} error=\"{}\"", directory, given_back.error().message());
   }
+  release_failed = !given_back;  // said once, tried again at every turn
+}
+
+Status Partition::Impl::release_cold(const std::vector<SegmentId>& segments) {
+  TIDEMARK_TRY(manifest->remove(segments));
+  for (const SegmentId segment : segments) {
+    const std::string path = cold_path(directory + "/cold", segment);
+    if (TIDEMARK_TRY(files.exists(path))) TIDEMARK_TRY(files.remove(path));
+    TIDEMARK_TRY(index().forget_segment(segment));
+    context->segments.forget(segment);
+    context->pins.released(segment);
+  }
+  return {};
 }
 
 // First it is written down, for a rebuild of the index; then the index forgets; then the file goes. A crash in between
@@ -181,8 +196,20 @@ Status Partition::Impl::release(const std::vector<SegmentId>& segments) {
     context->pins.released(segment);
     if (TIDEMARK_TRY(files.exists(segment_path(directory + "/log", segment)))) keeper->recycle(segment);
   }
-  release_failed = false;
   return {};
+}
+
+void Partition::Impl::append_records() {
+  while (const auto record = settler->next_record()) {
+    // A machine's record goes as it is by now.
+    const pb::MachineRecord* known = record->type == RecordType::machine ? catalog.record(record->machine) : nullptr;
+    const auto lsn = known != nullptr
+                         ? append(record->type, record->machine, *known)
+                         : append(record->type, record->machine, DiskId(), std::as_bytes(std::span(record->payload)));
+    if (!lsn && (stopped || lsn.error().code == Code::busy)) return;  // no room now, or no more at all
+    if (!lsn) spdlog::error("event=record_refused path={} error=\"{}\"", directory, lsn.error().message());
+    settler->appended(lsn.value_or(Lsn()));
+  }
 }
 
 // --- Partition, on the shard's thread ---
@@ -227,8 +254,8 @@ Result<pb::DiskRecord> Partition::open_disk(const MachineId& machine, const pb::
 Status Partition::begin_epoch(const MachineId& machine, const pb::EpochBeginRecord& begin) {
   if (TIDEMARK_TRY(impl_->catalog.check_begin(machine, begin))) return {};
   TIDEMARK_TRY(impl_->check_space());
-  TIDEMARK_TRY(impl_->append(RecordType::epoch_begin, machine, begin));
-  impl_->catalog.appended_begin(machine, begin);
+  const Lsn lsn = TIDEMARK_TRY(impl_->append(RecordType::epoch_begin, machine, begin));
+  impl_->catalog.appended_begin(machine, begin, lsn);
   return {};
 }
 
@@ -245,20 +272,24 @@ Status Partition::append_blocks(const MachineId& machine, DiskId disk, std::span
 
 Status Partition::commit_epoch(const MachineId& machine, const pb::EpochCommitRecord& commit) {
   TIDEMARK_TRY(impl_->catalog.check_commit(machine, EpochNumber(commit.number())));
-  TIDEMARK_TRY(impl_->append(RecordType::epoch_commit, machine, commit));
+  TIDEMARK_TRY(impl_->append(RecordType::epoch_commit, machine, impl_->catalog.complete(machine, commit)));
   impl_->catalog.appended_end(machine);
   return {};
 }
 
 Status Partition::abort_epoch(const MachineId& machine, const pb::EpochAbortRecord& abort) {
   if (TIDEMARK_TRY(impl_->catalog.check_abort(machine, EpochNumber(abort.number())))) return {};
-  TIDEMARK_TRY(impl_->append(RecordType::epoch_abort, machine, abort));
+  TIDEMARK_TRY(impl_->append(RecordType::epoch_abort, machine, impl_->catalog.complete(machine, abort)));
   impl_->catalog.appended_end(machine);
   return {};
 }
 
 void Partition::set_unchanged(const MachineId& machine, WallMicros as_of_us) {
   impl_->catalog.set_unchanged(machine, as_of_us);
+}
+
+void Partition::drop_points(const MachineId& machine, std::vector<EpochNumber> epochs) {
+  impl_->settler->drop_points(machine, std::move(epochs));
 }
 
 void Partition::end_turn() {
@@ -271,7 +302,10 @@ void Partition::on_idle() {
     while (impl_->keeper->step()) {
     }
     impl_->indexer->step();
+    while (impl_->settler->step()) {
+    }
   }
+  impl_->append_records();
   if (impl_->segment_ready.exchange(false, std::memory_order_acquire)) impl_->log->end_turn();
   impl_->log->on_idle();
   impl_->note_counters();
@@ -305,6 +339,7 @@ Status Partition::close() {
       impl.queue.submit();
     }
   }
+  impl.settler->stop();
   const Status indexed = impl.indexer->close();
   if (impl.stopped) return std::unexpected(*impl.stopped);
   if (!indexed) return indexed;

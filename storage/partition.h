@@ -1,6 +1,7 @@
 // A partition: a store with an identity (log + index + catalog), owned by one shard. The unit of placement.
 //
-// Directory: partition.toml-like superblock `partition` (id, salt, format version, server id), `log/`, `index/`.
+// Directory: partition.toml-like superblock `partition` (id, salt, format version, server id), `log/`, `cold/`,
+// `index/`.
 //
 // Everything not marked "any thread" belongs to the shard's thread. Reads of an acknowledged epoch wait until the
 // indexer has applied it; acknowledgement never waits for the index.
@@ -22,6 +23,7 @@
 #include "storage/log.h"
 #include "storage/reader.h"
 #include "storage/recovery.h"
+#include "storage/settler.h"
 #include "wire/block.h"
 
 namespace tidemark::storage {
@@ -38,6 +40,7 @@ struct PartitionOptions {
   std::uint64_t index_flush_bytes = limits::kReplayMax;  // flushed after this much log, or kIndexFlushSeconds
   // False: no threads; indexing, flushing, formatting and recycling happen inside the calls. For simulation.
   bool background = true;
+  SettlerOptions settler;  // its `background` follows this one's
 };
 
 class Partition {
@@ -97,6 +100,10 @@ class Partition {
   Status abort_epoch(const MachineId& machine, const pb::EpochAbortRecord& abort);
   void set_unchanged(const MachineId& machine, WallMicros as_of_us);
 
+  // Asks for these points to be dropped; done in the background. Those that are being read, and the newest epoch, stay.
+  // Any thread.
+  void drop_points(const MachineId& machine, std::vector<EpochNumber> epochs);
+
   // --- the loop ---
   // Callbacks of Listener come from inside the queue's reap(), end_turn() and on_idle().
   void end_turn();  // closes the open commit; the caller then submits the queue
@@ -124,6 +131,8 @@ class Partition {
     Index::Usage index;
     SpaceInfo space;
     std::uint64_t damaged_reads = 0;
+    Settler::Stats settler;
+    std::uint64_t cold_segments = 0;
     std::optional<Error> index_error;     // the indexer cannot go on, and tries again
     std::optional<Error> segments_error;  // no new segment can be made
   };

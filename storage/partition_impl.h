@@ -16,6 +16,7 @@
 #include "storage/partition.h"
 #include "storage/released.h"
 #include "storage/segment_keeper.h"
+#include "storage/settler.h"
 #include "storage/superblock.h"
 
 namespace tidemark::storage {
@@ -45,6 +46,9 @@ struct Partition::Impl final : Log::Listener, Catalog::Visitor {
   void housekeeping();
   void refresh_space();
   Status release(const std::vector<SegmentId>& segments);
+  Status release_cold(const std::vector<SegmentId>& segments);
+  // What the settler wants the log to tell.
+  void append_records();
 
   // Waits until everything durable by now is in the index.
   Status wait_indexed(std::chrono::milliseconds timeout);
@@ -59,6 +63,8 @@ struct Partition::Impl final : Log::Listener, Catalog::Visitor {
   std::unique_ptr<SegmentKeeper> keeper;
   std::unique_ptr<Log> log;
   std::unique_ptr<Indexer> indexer;
+  std::unique_ptr<ColdManifest> manifest;
+  std::unique_ptr<Settler> settler;
 
   // Of the indexer's thread.
   std::optional<Released> released;  // absent: the file is damaged, and nothing more is given back

@@ -5,7 +5,10 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <unordered_map>
+
 #include "base/random.h"
+#include "storage/epoch_progress.h"
 #include "storage/partition_impl.h"
 
 namespace tidemark::storage {
@@ -65,6 +68,78 @@ Status check_superblock(const Superblock& superblock, const std::string& directo
   return {};
 }
 
+// Before the log is replayed from its begin: the newest record of each machine, which may stand behind blocks of it,
+// and what the cold segments hold.
+Status begin_rebuild(FileSystem& files, const std::string& directory, const RecoveryOptions& options,
+                     const std::vector<MachineId>& removed, Index& index) {
+  std::unordered_map<MachineId, pb::MachineRecord> machines;
+  const auto note_machines = [&](CommitInfo&& commit) -> Status {
+    for (const RecordInfo& record : commit.records) {
+      if (record.type != RecordType::machine) continue;
+      machines[record.machine] = TIDEMARK_TRY(parse_record<pb::MachineRecord>(record));
+    }
+    return {};
+  };
+  TIDEMARK_TRY(recover_log(files, directory + "/log", options, note_machines));
+  std::vector<pb::MachineRecord> records;
+  for (auto& [id, record] : machines) records.push_back(std::move(record));
+  TIDEMARK_TRY(index.begin_rebuild(records, removed));
+  ColdManifest manifest(files, directory + "/cold");
+  const bool listed = TIDEMARK_TRY(manifest.load());
+  if (!listed && TIDEMARK_TRY(files.exists(directory + "/cold")) &&
+      !TIDEMARK_TRY(list_cold_segments(files, directory + "/cold")).empty()) {
+    return fail(Code::corrupt, directory + "/cold/manifest",
+                "the index is lost, and the list of cold segments is missing while some are there",
+                "restore the data directory from a copy; nothing of it was changed");
+  }
+  for (const SegmentId segment : manifest.segments()) {
+    const std::string path = cold_path(directory + "/cold", segment);
+    if (!TIDEMARK_TRY(files.exists(path))) {
+      return fail(Code::corrupt, path, "the index is lost, and this segment is missing",
+                  "restore the data directory from a copy; nothing of it was changed");
+    }
+    const auto file = TIDEMARK_TRY(files.open(path, OpenMode::read, true));
+    const auto table = TIDEMARK_TRY(read_cold_table(*file, segment, options.partition, options.salt));
+    TIDEMARK_TRY(index.add_cold(segment, table));
+  }
+  return {};
+}
+
+// Cold segments that the index does not know were cut off by a crash before it was told of them.
+Status tidy_cold(FileSystem& files, const std::string& directory, const Index& index, ColdManifest& manifest) {
+  const std::string cold = directory + "/cold";
+  std::vector<SegmentId> known;
+  for (const auto& [segment, references] : index.segments()) {
+    if (is_cold(segment) && references != 0) known.push_back(segment);
+  }
+  if (!TIDEMARK_TRY(files.exists(cold))) {
+    TIDEMARK_TRY(files.make_directory(cold));
+    TIDEMARK_TRY(files.sync_directory(directory));
+  }
+  // A rebuild needs it; as it is, the index knows the same.
+  if (const auto loaded = manifest.load(); !loaded) {
+    spdlog::error("event=cold_manifest_damaged path={} error=\"{}\"", cold, loaded.error().message());
+  } else if (!*loaded && !known.empty()) {
+    spdlog::error("event=cold_manifest_missing path={} segments={}", cold, known.size());
+  }
+  TIDEMARK_TRY(manifest.add(known));
+  for (const SegmentId segment : known) {
+    if (TIDEMARK_TRY(files.exists(cold_path(cold, segment)))) continue;
+    spdlog::error("event=cold_segment_missing path={} remedy=\"restore it from a copy; what is in it cannot be read\"",
+                  cold_path(cold, segment));
+  }
+  std::vector<SegmentId> unknown;
+  for (const SegmentId segment : manifest.segments()) {
+    if (!index.knows_segment(segment)) unknown.push_back(segment);
+  }
+  TIDEMARK_TRY(manifest.remove(unknown));
+  const auto listed = manifest.segments();
+  for (const SegmentId segment : TIDEMARK_TRY(list_cold_segments(files, cold))) {
+    if (!listed.contains(segment)) TIDEMARK_TRY(files.remove(cold_path(cold, segment)));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status Partition::create(FileSystem& files, const std::string& directory, PartitionId id,
@@ -104,7 +179,8 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
 
   const std::string log_directory = directory + "/log";
   auto impl = std::make_unique<Impl>(files, directory, options, queue, listener);
-  impl->context = std::make_shared<ReadContext>(std::move(*index), files, log_directory);
+  impl->context = std::make_shared<ReadContext>(std::move(*index), files, directory);
+  impl->manifest = std::make_unique<ColdManifest>(files, directory + "/cold");
   impl->id = id;
   impl->salt = superblock.salt;
   const LogMark mark = impl->index().mark();
@@ -112,10 +188,10 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
   auto released = read_released(files, directory);
   const bool from_the_begin = mark.segment == SegmentId();
   if (released) {
-    if (from_the_begin && !released->empty()) {
+    if (from_the_begin) {
       recovery_options.begin = released->begin;
       recovery_options.released = released->segments;
-      impl->index().expect_gaps(released->removed);
+      TIDEMARK_TRY(begin_rebuild(files, directory, recovery_options, released->removed, impl->index()));
     }
     impl->released = std::move(*released);
   } else {
@@ -145,6 +221,8 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
     if (opened.index_rebuilt.empty() && !index_existed) opened.index_rebuilt = "it was missing";
   }
   TIDEMARK_TRY(replay.finish());
+  if (from_the_begin) TIDEMARK_TRY(impl->index().end_rebuild());
+  TIDEMARK_TRY(tidy_cold(files, directory, impl->index(), *impl->manifest));
   if (!opened.index_rebuilt.empty()) {
     spdlog::warn("event=index_rebuilt path={} reason=\"{}\" commits={} bytes={}", index_directory, opened.index_rebuilt,
                  recovery.commits, recovery.replayed_bytes);
@@ -191,6 +269,10 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                                                  .flush_after = std::chrono::seconds(limits::kIndexFlushSeconds),
                                                  .background = options.background},
                                 [state = impl.get()] { state->housekeeping(); });
+  SettlerOptions settler_options = options.settler;
+  settler_options.background = options.background;
+  impl->settler = std::make_unique<Settler>(files, directory, id, superblock.salt, impl->context, *impl->indexer,
+                                            *impl->manifest, clock, settler_options);
   opened.partition.reset(new Partition(std::move(impl)));
   return opened;
 }

@@ -60,7 +60,15 @@ Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId
                 fmt::format("epoch {} has no disk {}; it has: {}", epoch.value(), disk.value(),
                             present.empty() ? "none" : present));
   }
-  return make_reader(impl_->context, std::move(target));
+  // From here on it is not dropped; and if it was just now, it is not read.
+  if (!impl_->context->uses.begin(machine, epoch)) {
+    return fail(Code::not_found, object, fmt::format("epoch {} is being dropped", epoch.value()));
+  }
+  auto reader = make_reader(impl_->context, std::move(target));
+  if (!TIDEMARK_TRY(index.epoch(machine, epoch))) {
+    return fail(Code::not_found, object, fmt::format("epoch {} was dropped", epoch.value()));
+  }
+  return reader;
 }
 
 Result<std::vector<pb::EpochEntry>> Partition::epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy,
@@ -104,6 +112,8 @@ Partition::Stats Partition::stats() const {
   stats.index_error = impl_->indexer->error();
   stats.space = {.total = impl_->total_bytes.load(std::memory_order_relaxed),
                  .available = impl_->available_bytes.load(std::memory_order_relaxed)};
+  stats.settler = impl_->settler->stats();
+  stats.cold_segments = stats.index.cold_segments;
   stats.damaged_reads = impl_->context->damaged_reads.load(std::memory_order_relaxed);
   return stats;
 }

@@ -9,6 +9,7 @@
 #include "base/aligned_buffer.h"
 #include "base/planted.h"
 #include "base/units.h"
+#include "storage/cold_segment.h"
 #include "storage/disk_reader.h"
 #include "storage/segment_keeper.h"
 #include "wire/block.h"
@@ -26,8 +27,8 @@ constexpr std::uint64_t kGranule = limits::kGranuleSize;
 class DiskReader final : public Reader {
  public:
   DiskReader(std::shared_ptr<ReadContext> context, ReadTarget target)
-      : context_(std::move(context)), target_(std::move(target)), ticket_(context_->pins.begin()) {}
-  ~DiskReader() override { context_->pins.end(ticket_); }
+      : context_(std::move(context)), target_(std::move(target)) {}
+  ~DiskReader() override { context_->uses.end(target_.machine, target_.epoch); }
 
   std::uint64_t disk_size() const override { return target_.disk_size; }
   EpochNumber epoch() const override { return target_.epoch; }
@@ -48,15 +49,19 @@ class DiskReader final : public Reader {
       // Whole windows go straight to the caller; a part of one goes through the window when more is likely to follow.
       const std::uint64_t window_end = round_down(offset, kWindow) + kWindow;
       const std::uint64_t want = std::min<std::uint64_t>(to.size(), window_end - offset);
-      if (sequential && want < kWindow && offset + want < target_.disk_size) {
+      if (sequential && want < kWindow && offset + want < target_.disk_size && window_end != damaged_window_end_) {
         const std::uint64_t start = round_down(offset, kGranule);
         if (!window_) window_ = AlignedBuffer(kWindow);
         window_size_ = 0;
         const std::uint64_t size = std::min(window_end, round_up(target_.disk_size, kGranule)) - start;
-        TIDEMARK_TRY(read_granules(start / kGranule, window_.span().first(size)));
-        window_start_ = start;
-        window_size_ = size;
-        continue;
+        if (read_granules(start / kGranule, window_.span().first(size))) {
+          window_start_ = start;
+          window_size_ = size;
+          continue;
+        }
+        // What is asked for may be sound, and the damage behind it: from here to the window's end nothing is read
+        // ahead.
+        damaged_window_end_ = window_end;
       }
       if (offset % kGranule == 0 && want % kGranule == 0) {
         TIDEMARK_TRY(read_granules(offset / kGranule, to.first(want)));
@@ -121,6 +126,8 @@ class DiskReader final : public Reader {
 
   // Whole granules, at most kWindow of them.
   Status read_granules(std::uint64_t first, std::span<std::byte> to) {
+    // From the look into the index to the last read no segment is used again; between reads any may be.
+    const ReaderPins::Scope pinned(context_->pins);
     auto extents = TIDEMARK_TRY(
         context_->index->lookup(target_.machine, target_.volume, target_.as_of, first, to.size() / kGranule));
     std::memset(to.data(), 0, to.size());
@@ -186,15 +193,8 @@ class DiskReader final : public Reader {
       header.encoding = static_cast<std::uint8_t>(extent.encoding);
       return {};
     }
-    if (header.first_granule != extent.block_first_granule || header.granules != extent.block_granules ||
-        header.disk != target_.disk.value() || header.epoch != extent.epoch.value() ||
-        header.encoding != static_cast<std::uint8_t>(extent.encoding) || header.stored_size != extent.stored_size) {
-      return damaged(extent, Code::corrupt, "another block, or none, stands where it should be");
-    }
-    if (wire::block_hash(target_.machine, header, stored) != header.hash()) {
-      return damaged(extent, Code::corrupt, "its checksum does not match");
-    }
-    return {};
+    const auto damage = find_damage(target_.machine, target_.disk, extent, header, stored);
+    return damage ? Status(damaged(extent, Code::corrupt, *damage)) : Status();
   }
 
   std::unexpected<Error> damaged(const Extent& extent, Code code, const std::string& what) const {
@@ -212,7 +212,6 @@ class DiskReader final : public Reader {
 
   const std::shared_ptr<ReadContext> context_;
   const ReadTarget target_;
-  const ReaderPins::Ticket ticket_;
   wire::BlockDecoder decoder_;
   AlignedBuffer piece_;
   AlignedBuffer plain_{limits::kBlockPlainSizeMax};
@@ -220,10 +219,22 @@ class DiskReader final : public Reader {
   AlignedBuffer window_;
   std::uint64_t window_start_ = 0;
   std::uint64_t window_size_ = 0;
+  std::uint64_t damaged_window_end_ = 0;
   std::uint64_t next_offset_ = std::numeric_limits<std::uint64_t>::max();
 };
 
 }  // namespace
+
+std::optional<std::string> find_damage(const MachineId& machine, DiskId disk, const Extent& extent,
+                                       const wire::BlockHeader& header, std::span<const std::byte> stored) {
+  if (header.first_granule != extent.block_first_granule || header.granules != extent.block_granules ||
+      header.disk != disk.value() || header.epoch != extent.epoch.value() ||
+      header.encoding != static_cast<std::uint8_t>(extent.encoding) || header.stored_size != extent.stored_size) {
+    return "another block, or none, stands where it should be";
+  }
+  if (wire::block_hash(machine, header, stored) != header.hash()) return "its checksum does not match";
+  return std::nullopt;
+}
 
 Result<std::shared_ptr<File>> SegmentFiles::open(SegmentId segment) {
   {
@@ -234,7 +245,9 @@ Result<std::shared_ptr<File>> SegmentFiles::open(SegmentId segment) {
       return found->second->second;
     }
   }
-  std::shared_ptr<File> file = TIDEMARK_TRY(files_.open(segment_path(directory_, segment), OpenMode::read, true));
+  std::shared_ptr<File> file = TIDEMARK_TRY(files_.open(
+      is_cold(segment) ? cold_path(directory_ + "/cold", segment) : segment_path(directory_ + "/log", segment),
+      OpenMode::read, true));
   const std::lock_guard lock(mutex_);
   const auto found = by_segment_.find(segment);
   if (found != by_segment_.end()) return found->second->second;

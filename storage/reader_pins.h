@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "base/ids.h"
 
@@ -36,11 +37,60 @@ class ReaderPins {
     unreferenced_.erase(segment);
   }
 
+  class Scope {
+   public:
+    explicit Scope(ReaderPins& pins) : pins_(pins), ticket_(pins.begin()) {}
+    ~Scope() { pins_.end(ticket_); }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    ReaderPins& pins_;
+    const Ticket ticket_;
+  };
+
  private:
   std::mutex mutex_;
   Ticket next_ = 1;
   std::set<Ticket> reading_;
   std::map<SegmentId, Ticket> unreferenced_;
+};
+
+// Which points are being read, and which are being dropped: never both. Thread-safe.
+class PointUses {
+ public:
+  // False: it is being dropped, and must not be read.
+  bool begin(const MachineId& machine, EpochNumber epoch) {
+    const std::lock_guard lock(mutex_);
+    const Point point(machine, epoch);
+    if (dropping_.contains(point)) return false;
+    ++uses_[point];
+    return true;
+  }
+  void end(const MachineId& machine, EpochNumber epoch) {
+    const std::lock_guard lock(mutex_);
+    const auto found = uses_.find({machine, epoch});
+    if (--found->second == 0) uses_.erase(found);
+  }
+  // From now on nobody can begin to read it, until dropped() was called; false: somebody is reading it.
+  bool drop(const MachineId& machine, EpochNumber epoch) {
+    const std::lock_guard lock(mutex_);
+    const Point point(machine, epoch);
+    if (uses_.contains(point)) return false;
+    dropping_.insert(point);
+    return true;
+  }
+  // The index does not have it any more.
+  void dropped(const MachineId& machine, EpochNumber epoch) {
+    const std::lock_guard lock(mutex_);
+    dropping_.erase({machine, epoch});
+  }
+
+ private:
+  using Point = std::pair<MachineId, EpochNumber>;
+  std::mutex mutex_;
+  std::map<Point, std::uint64_t> uses_;
+  std::set<Point> dropping_;
 };
 
 }  // namespace tidemark::storage

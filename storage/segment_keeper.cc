@@ -134,8 +134,13 @@ class Keeper final : public SegmentKeeper {
     if (work == Work::none || (quick && work == Work::format)) return false;
     const auto [what, done] = perform(work, lock);
     if (!done) {
-      spdlog::warn("storage: cannot {} directory={} error=\"{}\"", what, options_.directory, done.error().message());
+      // Said once, not at every retry: stats go on to tell.
+      if (said_ != done.error().code)
+        spdlog::warn("storage: cannot {} directory={} error=\"{}\"", what, options_.directory, done.error().message());
+      said_ = done.error().code;
       error_ = done.error();
+    } else if (work == Work::format && std::exchange(said_, Code::ok) != Code::ok) {
+      spdlog::info("storage: segments are formatted again directory={}", options_.directory);
     }
     if (work == Work::clear && done) return true;
     const auto notice = notice_;
@@ -311,6 +316,7 @@ class Keeper final : public SegmentKeeper {
   std::deque<std::string> reserve_;  // names
   std::deque<Dead> dead_;            // bounded by the segments there are
   std::optional<Error> error_;
+  Code said_ = Code::ok;  // of the error that was logged last
   Stats stats_;
   SegmentId last_id_;
   std::uint64_t serial_ = 0;  // of the last reserve name; of the thread that works

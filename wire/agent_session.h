@@ -53,6 +53,7 @@ class AgentSession {
     virtual void on_open_epoch_progress(const pb::OpenEpoch& open) = 0;
     virtual void on_credit() = 0;  // more may be sent: see credit()
     virtual void on_digests(const pb::DigestReply& reply) = 0;
+    // Send no blocks for so long from now; 0: go on. The newest one counts.
     virtual void on_throttle(std::uint32_t pause_ms, const std::string& reason) = 0;
     virtual void on_renewed(const std::string& certificate_pem) = 0;
     virtual void on_server_error(const Error& error, std::uint32_t retry_after_ms) = 0;

@@ -269,7 +269,10 @@ Status check(const pb::Progress& message) {
   return check_text("remedy", message.remedy());
 }
 
-Status check(const pb::Throttle& message) { return check_text("reason", message.reason()); }
+Status check(const pb::Throttle& message) {
+  TIDEMARK_TRY(need(message.pause_ms() <= kThrottlePauseMaxMs, "pause_ms", "longer than a minute"));
+  return check_text("reason", message.reason());
+}
 
 Status check(const pb::Error& message) {
   TIDEMARK_TRY(need(message.code() >= 1 && message.code() <= UINT16_MAX, "code", "not an error's code"));

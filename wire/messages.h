@@ -31,6 +31,7 @@ inline constexpr std::int64_t kTimeMaxUs = 253'402'300'800'000'000;  // the year
 inline constexpr std::uint32_t kUnacknowledgedCommitsMax = 16;       // of one session
 inline constexpr std::uint32_t kDigestRequestsMax = 4;               // unanswered, of one session
 inline constexpr std::uint32_t kRenewalsPerSessionMax = 8;
+inline constexpr std::uint32_t kThrottlePauseMaxMs = 60'000;
 static_assert(limits::kDisksPerMachineMax * (kDiskIdentityMax + kDiskNameMax + 64) + (8 << 10) <=
                   limits::kControlPayloadMax,
               "a Welcome with every disk fits a control frame");

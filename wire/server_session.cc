@@ -398,7 +398,7 @@ void ServerSession::on_digests(const pb::DigestReply& reply) {
 void ServerSession::throttle(std::uint32_t pause_ms, const std::string& reason) {
   if (state_ != State::ready) return;
   pb::Throttle message;
-  message.set_pause_ms(pause_ms);
+  message.set_pause_ms(std::min(pause_ms, kThrottlePauseMaxMs));
   message.set_reason(clean_text(reason));
   actions_.send(FrameType::throttle, message);
 }

@@ -87,7 +87,8 @@ class ServerSession {
   // could be waiting for them.
   void on_credit_returned(std::uint32_t bytes);
   void on_digests(const pb::DigestReply& reply);
-  // The store's answer came after the session asked for it to be throttled.
+  // The agent is to send no blocks for so long (at most kThrottlePauseMaxMs), because of `reason`; 0: it may go on. The
+  // newest word counts. Nothing enforces it but credit.
   void throttle(std::uint32_t pause_ms, const std::string& reason);
 
   bool ready() const;   // Hello was answered with Welcome

@@ -108,6 +108,7 @@ int main(int argc, char** argv) {
   const auto connect_deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (counters.connected + counters.errors < sessions.size() && std::chrono::steady_clock::now() < connect_deadline)
     io.run_one_for(std::chrono::milliseconds(100));
+  std::fprintf(stderr, "connected %zu of %zu machines\n", counters.connected, machines);
 
   io.run_for(std::chrono::duration_cast<std::chrono::milliseconds>(Seconds(warmup)));
   const bench::LoadCounters at_start = counters;

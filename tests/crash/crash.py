@@ -61,11 +61,15 @@ class Server:
         self.address = "127.0.0.1:0"
         subprocess.run([binaries / "tidemarkd", "init", self.data, "--partitions", "2", "--address", "127.0.0.1:7443"],
                        check=True, stdout=self.log, stderr=self.log)
+        # Small segments that are emptied as soon as they are full: kills fall into settling as well.
+        self.config = root / "tidemarkd.toml"
+        self.config.write_text('[storage]\nsegment_size = "8MiB"\nsettle_after = "1s"\n')
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(
-            [self.binaries / "tidemarkd", "run", "--data", self.data, "--listen", self.address],
+            [self.binaries / "tidemarkd", "run", "--data", self.data, "--listen", self.address,
+             "--config", self.config],
             stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
         if "serving on " not in line:
@@ -246,6 +250,8 @@ def main():
         kills["server"] += 1
         for machine in machines:
             checker.check(server, machine, everything=True)
+        cold = sum(float(line.split()[-1]) for line in server.admin().fetch("/metrics").decode().splitlines()
+                   if line.startswith("tidemark_cold_segments{"))
         code = server.stop()
         if code != 0:
             checker.problem(f"the server ended with status {code} when it was asked to stop")
@@ -255,6 +261,7 @@ def main():
         figures = {"kills": sum(kills.values()), "kills_server": kills["server"], "kills_agent": kills["agent"],
                    "syncs": sum(machine.syncs for machine in machines), "epochs_acknowledged": acknowledged,
                    "epochs_checked": len(checker.checked), "lost": checker.lost, "seed": seed,
+                   "cold_segments": int(cold),
                    "seconds": round(time.monotonic() - started, 1)}
         for name, value in figures.items():
             print(f"{name}: {value}")

@@ -7,7 +7,8 @@
             ...
 
 Nothing waits for a fixed time: wait_for() polls with a generous deadline. When a test ends, every line of WARN, ERROR or
-CRITICAL in a log that the test did not allow (self.allow) fails it, and so does a process that died by itself.
+CRITICAL in a log that the test did not allow (self.allow) fails it, and so does a process that died by itself or a
+sanitizer's report.
 """
 import contextlib
 import hashlib
@@ -37,6 +38,8 @@ def _binaries():
 
 
 BIN = _binaries()
+# Where the programs of a sanitizer build report to; others do not look at it.
+SANITIZERS = {name: os.environ.get(name, "") for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS")}
 TROUBLE = re.compile(r"^\S*\d\d:\d\d:\d\d\S* (\[?(warning|warn|error|critical)\]?)\b", re.I)
 
 
@@ -330,7 +333,9 @@ class Case(unittest.TestCase):
             self.assertTrue(os.access(BIN / program, os.X_OK), f"{BIN / program} is missing: build first, or set TIDEMARK_BIN")
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="tidemark-e2e-"))
         self.allowed = []
-        self.servers, self.agents = [], []
+        self.servers, self.agents, self.mounts, self.loops = [], [], [], []
+        for name, options in SANITIZERS.items():
+            os.environ[name] = f"{options}:log_path={self.directory}/sanitizer"
         self.addCleanup(self._clean)
 
     def allow(self, *patterns):
@@ -339,7 +344,7 @@ class Case(unittest.TestCase):
 
     def server(self, name="data", config=None, partitions=2, start=True):
         if isinstance(config, str):
-            path = self.directory / f"{name}.toml"
+            path = self.directory / f"{name.replace('/', '-')}.toml"
             path.write_text(config)
             config = path
         server = Server(self, self.directory / name, free_port(), config).init(partitions)
@@ -376,8 +381,40 @@ class Case(unittest.TestCase):
         if code:
             self.assertEqual(error.get("code"), code, error)
 
-    def assert_logged(self, process, pattern):
-        wait_for(f"a log line like {pattern}", lambda: re.search(pattern, process.log(), re.I))
+    def assert_logged(self, process, pattern, since=0):
+        """A line of the log, from byte `since` on, matches."""
+        wait_for(f"a log line like {pattern}", lambda: re.search(pattern, process.log()[since:], re.I))
+
+    @contextlib.contextmanager
+    def tells(self, server, metric, line, by=1):
+        """What happens inside is counted `by` times (None: at least once) by the metrics that match, and logged."""
+        before, mark = server.metric(metric), len(server.log())
+        yield
+        wait_for(f"{metric} to rise", lambda: server.metric(metric) >= before + (by or 1))
+        if by:
+            self.assertEqual(server.metric(metric) - before, by, metric)
+        self.assert_logged(server, line, mark)
+
+    def small_file_system(self, name, size):
+        """An ext4 of this size (a loop device on a file), mounted at `name` in the test's directory. Needs root."""
+        image, mount = self.directory / f"{name}.ext4", self.directory / name
+        mount.mkdir()
+        with open(image, "wb") as file:
+            file.truncate(size)
+        self.assertEqual(run(["mke2fs", "-q", "-t", "ext4", "-m", "0", image]).status, 0)
+        if run(["mount", "-o", "loop", image, mount]).status != 0:
+            self.skipTest("loop devices do not work here")
+        self.mounts.append(mount)
+        return mount
+
+    def loop_device(self, backing):
+        """A block device on a file. Needs root."""
+        made = run(["losetup", "--find", "--show", backing])
+        if made.status != 0:
+            self.skipTest("loop devices do not work here")
+        device = pathlib.Path(made.out.strip())
+        self.loops.append(device)
+        return device
 
     def _clean(self):
         problems = []
@@ -398,6 +435,12 @@ class Case(unittest.TestCase):
             for line in process.log().splitlines():
                 if TROUBLE.match(line) and not any(re.search(pattern, line) for pattern in self.allowed):
                     problems.append(f"{process.log_path.name}: {line}")
+        for report in sorted(self.directory.glob("sanitizer.*")):
+            problems.append(report.read_text(errors="replace")[:6000])
+        for mount in self.mounts:
+            run(["umount", mount])
+        for loop in self.loops:
+            run(["losetup", "--detach", loop])
         failed = problems or any(error for _, error in getattr(self._outcome, "errors", []) or [])
         result = getattr(self._outcome, "result", None)
         failed = failed or (result and any(test is self for test, _ in [*result.failures, *result.errors]))

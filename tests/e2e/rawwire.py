@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 
 ALPN_MACHINE, ALPN_ENROLL = "tidemark/1", "tidemark-enroll/1"
 MAGIC, HEADER_SIZE = 0x464D4454, 32
@@ -263,6 +264,50 @@ class Session:
                 return payload
             if got == "error":
                 raise AssertionError(f"the server ended the session: {Told(payload).error}")
+
+
+class Redirector:
+    """A server that sends every machine elsewhere: it shows the certificate of `authority` (a data directory's), takes
+    Hello, and answers with a Welcome that holds a redirect to `target` (HOST:PORT, may be changed)."""
+
+    def __init__(self, authority, target=""):
+        self.target, self.hellos = target, 0
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.context.set_alpn_protocols([ALPN_MACHINE])
+        self.context.load_cert_chain(authority / "server.pem", authority / "server.key")
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+
+    def _serve(self):
+        while True:
+            try:
+                plain, _ = self.listener.accept()
+            except OSError:
+                return  # closed
+            try:
+                plain.settimeout(10)
+                with self.context.wrap_socket(plain, server_side=True) as connection:
+                    self._answer(connection)
+            except (OSError, EOFError):
+                pass  # an agent that left is its own test's business
+
+    def _answer(self, connection):
+        session = Session.__new__(Session)
+        session.connection, session.sent, session.received = connection, 0, 0
+        kind, _ = session.receive()
+        assert kind == "hello", kind
+        self.hellos += 1
+        session.send("welcome", message(_1=1, _2="0.1.0", _14=self.target))
+        while connection.recv(4096):
+            pass
 
 
 # --- enrolment and certificates by hand ---

@@ -15,8 +15,9 @@ def tidemark(*arguments, **options):
 class WithoutServer(Case):
     def test_help_is_there_for_every_command(self):
         for command in ([], ["token", "create"], ["machines"], ["machine"], ["machine", "show"], ["machine", "rename"],
-                        ["machine", "remove"], ["machine", "accept"], ["machine", "keep"], ["machine", "revoke"], ["points"],
-                        ["export"], ["verify"], ["server"], ["health"]):
+                        ["machine", "remove"], ["machine", "unremove"], ["machine", "accept"], ["machine", "keep"], ["machine", "revoke"], ["points"],
+                        ["export"], ["verify"], ["server"], ["health"], ["ladder"], ["ladder", "show"], ["ladder", "set"], ["pin"],
+                        ["unpin"], ["pins"], ["point"], ["point", "remove"], ["point", "keep"], ["audit"]):
             done = tidemark(*command, "--help")
             self.assertEqual(done.status, 0, command)
             self.assertIn("Usage: tidemark", done.out)
@@ -80,6 +81,7 @@ class WithServer(Case):
                 (("export", "web1", "--at", "2001-01-01T00:00:00Z", "--output", self.directory / "x"), "not-found", ""),
                 (("export", "web1", "--at", "latest", "--disk", "vdz", "--output", self.directory / "x"), "not-found", "vda.img"),
                 (("verify", "web1", "--at", "-1y"), "invalid-argument", "-1y"),
+                (("verify", "web1", "--at", "2199-01-01T00:00:00Z"), "invalid-argument", "future"),
                 (("machine", "rename", "web1", "no/slashes"), "invalid-argument", "no/slashes"),
                 (("token", "create", "--ttl", "soon"), "invalid-argument", "soon"),
                 (("token", "create", "--machine", "web9"), "not-found", "web9")):

@@ -10,15 +10,17 @@
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace tidemark;
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
+  constexpr Lsn kKey(1'000'000);
   storage::Delta delta;
-  if (storage::decode_delta(bytes, delta)) {
+  for (std::string_view rest = bytes; !rest.empty() && storage::take_delta(rest, kKey, delta);) {
     for (const storage::DeltaExtent& extent : delta.extents) {
       TIDEMARK_CHECK(extent.count > 0 && extent.first + extent.count <= limits::kRegionGranules);
     }
     std::string encoded;
-    storage::encode_delta(delta, encoded);
+    storage::append_delta(delta, kKey, encoded);
+    std::string_view coded = encoded;
     storage::Delta again;
-    TIDEMARK_CHECK(storage::decode_delta(encoded, again).has_value());
+    TIDEMARK_CHECK(storage::take_delta(coded, kKey, again).has_value() && coded.empty());
     TIDEMARK_CHECK(again == delta);
   }
   storage::keys::DeltaKey key;

@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   using namespace tidemark::storage;
   if (size == 0) return 0;
   const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
-  switch (data[0] % 9) {
+  switch (data[0] % 11) {
     case 0: parse<pb::MachineRecord>(bytes); break;
     case 1: parse<pb::EpochBeginRecord>(bytes); break;
     case 2: parse<pb::EpochCommitRecord>(bytes); break;
@@ -34,6 +34,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     case 4: parse<pb::EpochEntry>(bytes); break;
     case 5: parse<pb::OpenEpochEntry>(bytes); break;
     case 6: parse<pb::AbortedRanges>(bytes); break;
+    case 9: parse<pb::HistoryRecord>(bytes); break;
+    case 10: parse<pb::MachineHomes>(bytes); break;
     case 7: {
       const auto superblock = decode_superblock(bytes, "fuzz");
       if (superblock) TIDEMARK_CHECK(decode_superblock(encode_superblock(*superblock), "fuzz") == superblock);

@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 shopt -s nullglob
 fuzzers=("$build"/tests/*_fuzz)
 if [ ${#fuzzers[@]} -eq 0 ]; then
-  echo "fuzz: no fuzzer in $build/tests; build it with ./dev build fuzz" >&2
+  echo "fuzz: no fuzzer in $build/tests; build it with ./dev build asan fuzzers" >&2
   exit 1
 fi
 mkdir -p "$build/crashes"

@@ -52,5 +52,17 @@ TEST_F(PlantedStore, AbortedEpochThatShowsThroughIsFound) {
   EXPECT_NE(histories_until_found(Planted::aborted_shows_through, kHistoriesMax), 0u);
 }
 
+TEST_F(PlantedStore, AFoldThatForgetsPointsIsFound) {
+  EXPECT_NE(histories_until_found(Planted::fold_forgets_points, kHistoriesMax), 0u);
+}
+
+TEST_F(PlantedStore, AColdSegmentThatIsNotSyncedIsFound) {
+  EXPECT_NE(histories_until_found(Planted::settled_unsynced, kHistoriesMax), 0u);
+}
+
+TEST_F(PlantedStore, ASegmentThatIsFreedTooEarlyIsFound) {
+  EXPECT_NE(histories_until_found(Planted::freed_before_flush, 400), 0u);
+}
+
 }  // namespace
 }  // namespace tidemark::sim

@@ -192,6 +192,42 @@ void StoreChecker::abort(ModelMachine& machine) {
   if (aborted) machine.open.reset();
 }
 
+void StoreChecker::drop(ModelMachine& machine) {
+  std::vector<EpochNumber> epochs;
+  for (const auto& [number, epoch] : machine.acked) {
+    if (number != machine.acked.rbegin()->first && random_.chance(0.4)) epochs.emplace_back(number);
+  }
+  for (const EpochNumber epoch : epochs) machine.dropping.insert(epoch.value());
+  trace(fmt::format("{} drops {} points", machine.name, epochs.size()));
+  rig_.store().drop_points(machine.id, std::move(epochs));
+}
+
+// What was asked to be dropped may be gone, and then it stays gone.
+void StoreChecker::forget_dropped(ModelMachine& machine, const std::vector<storage::pb::EpochEntry>& listed) {
+  std::set<std::uint64_t> numbers;
+  for (const auto& entry : listed) numbers.insert(entry.number());
+  for (auto epoch = machine.acked.begin(); epoch != machine.acked.end();) {
+    if (numbers.contains(epoch->first) || !machine.dropping.contains(epoch->first)) {
+      ++epoch;
+      continue;
+    }
+    machine.dropping.erase(epoch->first);
+    machine.dropped.insert(*epoch);
+    epoch = machine.acked.erase(epoch);
+    ++run_.points_dropped;
+  }
+  for (auto epoch = machine.dropped.begin(); epoch != machine.dropped.end();) {
+    // Only a disk that lied about the record of the drop can bring it back; and then as it was.
+    if (!numbers.contains(epoch->first) || !lied_) {
+      ++epoch;
+      continue;
+    }
+    machine.acked.insert(*epoch);
+    machine.dropping.insert(epoch->first);
+    epoch = machine.dropped.erase(epoch);
+  }
+}
+
 void StoreChecker::rename(ModelMachine& machine) {
   const MachineState* state = rig_.store().find(machine.id);
   if (state == nullptr) return fail("a machine is not known any more");
@@ -277,7 +313,9 @@ void StoreChecker::end(End how) {
       break;
     case End::close: {
       const auto closed = rig_.close();
-      if (!closed && !rig_.disk().powered_off() && closed.error().code != Code::no_space && !lied_) {
+      // A log that failed just before may fail for good on its second try.
+      const bool excused = !closed && (closed.error().code == Code::no_space || closed.error().code == Code::io);
+      if (!closed && !rig_.disk().powered_off() && !excused && !lied_) {
         fail("close: " + closed.error().message());
       }
       // Closing acknowledges as well.
@@ -312,6 +350,7 @@ void StoreChecker::start() {
     }
   }
   if (failed()) return;
+  if (!rig_.opened().index_rebuilt.empty()) ++run_.rebuilds;
   trace(fmt::format("started: durable LSN {}, log up to {}, {} commits replayed, {} torn bytes, index rebuilt: {}",
                     rig_.opened().recovery.durable_lsn.value(), rig_.opened().recovery.tail.last_lsn.value(),
                     rig_.opened().recovery.commits, rig_.opened().recovery.torn_bytes, rig_.opened().index_rebuilt));
@@ -349,6 +388,7 @@ void StoreChecker::compare_after_start(ModelMachine& machine, bool& drop) {
 
   const auto listed = rig_.store().epochs(machine.id, 0, true, kNoWait);
   if (!listed) return fail("epochs: " + listed.error().message());
+  forget_dropped(machine, *listed);
   std::map<std::uint64_t, Hash128> stored;
   for (const auto& entry : *listed) stored[entry.number()] = hash_from_bytes(entry.digest());
   for (auto acked = machine.acked.begin(); acked != machine.acked.end();) {
@@ -426,6 +466,7 @@ void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
     if (machine.removing || !machine.record_acked) continue;
     const auto listed = rig_.store().epochs(machine.id, 0, true, kNoWait);
     if (!listed) return fail("epochs: " + listed.error().message());
+    forget_dropped(machine, *listed);
     if (listed->size() != machine.acked.size()) {
       return fail(fmt::format("{} lists {} epochs, and {} were acknowledged", machine.name, listed->size(),
                               machine.acked.size()));
@@ -443,6 +484,8 @@ void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
             compare_disk(rig_.store(), machine.id, disk, EpochNumber(number), content, random_, read_error);
         if (difference) return fail(fmt::format("{}, {}", machine.name, *difference));
         if (!read_error) continue;
+        // The record of the drop is on its way: listed still, read no more.
+        if (read_error->code == Code::not_found && machine.dropping.contains(number)) continue;
         if (!damaged || read_error->code != Code::corrupt) {
           return fail(fmt::format("{}, epoch {}: {}", machine.name, number, read_error->message()));
         }
@@ -453,8 +496,30 @@ void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
   }
 }
 
+// A bit anywhere in a cold segment: in a block, its table, or where nothing is.
+std::optional<StoreChecker::Damage> StoreChecker::damage_cold() {
+  const std::string cold = std::string(StoreRig::kDirectory) + "/cold";
+  const auto names = rig_.files().list(cold);
+  if (!names || names->empty()) return std::nullopt;
+  Damage damage{.path = cold + "/" + (*names)[random_.below(names->size())], .offset = 0, .before = {}};
+  auto file = rig_.files().open(damage.path, storage::OpenMode::read, true);
+  if (!file || !damage.path.ends_with(".segment")) return std::nullopt;
+  const std::uint64_t size = (*file)->size().value_or(0);
+  if (size == 0) return std::nullopt;
+  damage.offset = random_.below(size);
+  AlignedBuffer block(limits::kIoAlignment);
+  if (!(*file)->read_at(damage.offset / limits::kIoAlignment * limits::kIoAlignment, block.span())) return std::nullopt;
+  damage.before.assign(1, block.span()[damage.offset % limits::kIoAlignment]);
+  if (!rig_.disk().flip_bit(damage.path, damage.offset, static_cast<unsigned>(random_.below(8)))) return std::nullopt;
+  ++run_.damages;
+  return damage;
+}
+
 std::optional<StoreChecker::Damage> StoreChecker::do_damage() {
   storage::FileSystem& files = rig_.files();
+  if (random_.chance(0.3)) {
+    if (auto damage = damage_cold()) return damage;
+  }
   const std::string log = std::string(StoreRig::kDirectory) + "/log";
   struct Place {
     std::string path;

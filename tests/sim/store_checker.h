@@ -24,6 +24,7 @@ class StoreChecker {
   void blocks(ModelMachine& machine);
   void commit(ModelMachine& machine);
   void abort(ModelMachine& machine);
+  void drop(ModelMachine& machine);  // some of its points
   void rename(ModelMachine& machine);
   void remove(ModelMachine& machine);
   void pump(bool all);
@@ -55,6 +56,7 @@ class StoreChecker {
   void compare_after_start(ModelMachine& machine, bool& drop);
   void continue_open(ModelMachine& machine, const storage::MachineState& state);
   void take_acks();
+  void forget_dropped(ModelMachine& machine, const std::vector<storage::pb::EpochEntry>& listed);
 
   struct Damage {
     std::string path;
@@ -62,6 +64,7 @@ class StoreChecker {
     std::vector<std::byte> before;
   };
   std::optional<Damage> do_damage();
+  std::optional<Damage> damage_cold();
 
   StoreRun run_;
   Random random_;

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -47,7 +48,9 @@ struct ModelMachine {
   bool removed_acked = false;
   std::map<std::uint32_t, std::uint64_t> disks;  // sizes, as the catalog has them
   std::map<std::uint64_t, AckedEpoch> acked;
-  std::deque<PendingEpoch> pending;  // committed, not acknowledged
+  std::set<std::uint64_t> dropping;             // asked to be dropped: may be gone at any time
+  std::map<std::uint64_t, AckedEpoch> dropped;  // were seen to be gone
+  std::deque<PendingEpoch> pending;             // committed, not acknowledged
   std::optional<OpenEpoch> open;
 
   // On what the next epoch is built.

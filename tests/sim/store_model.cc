@@ -21,6 +21,12 @@ storage::PartitionOptions small_store(Random& random) {
   options.free_space_min = 0;
   const std::uint64_t flushes[] = {64_KiB, 1_MiB, 1_GiB};
   options.index_flush_bytes = flushes[random.below(3)];
+  // Most stores settle whatever is not in the newest segment at once; some never do.
+  options.settler.settle_after_us = random.chance(0.75) ? 0 : 1'000'000'000'000;
+  options.settler.fold_every_us = 0;
+  options.settler.cold_segment_size = random.chance(0.5) ? 64_KiB : 1_MiB;
+  options.settler.victims_max = 1 + static_cast<std::uint32_t>(random.below(4));
+  options.settler.garbage_max = static_cast<double>(random.below(5)) / 10;
   options.index = {.cache_bytes = 2_MiB, .write_buffer_bytes = 4_MiB};
   return options;
 }
@@ -32,7 +38,8 @@ void step(StoreChecker& checker) {
   if (machine == nullptr || (choice < 8 && checker.machines().size() < 3)) return checker.add_machine();
   if (machine->disks.empty() || choice < 20) return checker.open_disk(*machine);
   if (choice < 24) return checker.rename(*machine);
-  if (choice < 27 && machine->acked.size() > 2) return checker.remove(*machine);
+  if (choice < 45) return checker.drop(*machine);
+  if (choice < 48 && machine->acked.size() > 2) return checker.remove(*machine);
   if (choice < 500) {
     if (!machine->open) return checker.begin(*machine, random.chance(0.4) ? storage::kInitialEpoch : 2);
     if (random.chance(0.55)) return checker.blocks(*machine);
@@ -93,15 +100,21 @@ void StoreRun::add(const StoreRun& other) {
   crashes += other.crashes;
   epochs_acked += other.epochs_acked;
   epochs_checked += other.epochs_checked;
+  points_dropped += other.points_dropped;
+  blocks_moved += other.blocks_moved;
+  regions_folded += other.regions_folded;
+  rebuilds += other.rebuilds;
   damages += other.damages;
   damage_found += other.damage_found;
   if (!failure) failure = other.failure;
 }
 
 std::string StoreRun::summary() const {
-  return fmt::format("steps={} operations={} crashes={} epochs_acked={} epochs_checked={} damages={} damage_found={}{}",
-                     steps, operations, crashes, epochs_acked, epochs_checked, damages, damage_found,
-                     failure ? " FAILURE: " + *failure : "");
+  return fmt::format(
+      "steps={} operations={} crashes={} epochs_acked={} epochs_checked={} points_dropped={} blocks_moved={} "
+      "regions_folded={} rebuilds={} damages={} damage_found={}{}",
+      steps, operations, crashes, epochs_acked, epochs_checked, points_dropped, blocks_moved, regions_folded, rebuilds,
+      damages, damage_found, failure ? " FAILURE: " + *failure : "");
 }
 
 StoreRun run_store_history(std::uint64_t seed) {
@@ -112,6 +125,11 @@ StoreRun run_store_history(std::uint64_t seed) {
   for (; run.steps < kSteps && !checker.failed() && checker.rig().running(); ++run.steps) {
     step(checker);
     checker.settle();
+    if (std::getenv("TIDEMARK_SIM_VERIFY") != nullptr && !checker.failed() && checker.rig().running()) {
+      const Random kept = checker.random();  // the same history, looked at after every step
+      checker.verify(1000, checker.lied());
+      checker.random() = kept;
+    }
   }
   if (!checker.failed() && checker.rig().running()) {
     checker.rig().disk().set_faults({});
@@ -126,6 +144,9 @@ StoreRun run_store_history(std::uint64_t seed) {
     if (!checker.failed() && checker.rig().running()) checker.verify(1000, checker.lied());
   }
   run.operations = checker.rig().operations();
+  checker.rig().kill();
+  run.blocks_moved = checker.rig().settled().blocks_moved;
+  run.regions_folded = checker.rig().settled().regions_folded;
   return run;
 }
 
@@ -160,6 +181,8 @@ StoreRun run_small_history(std::uint64_t seed, std::optional<std::uint64_t> oper
       went_on([&] { checker.commit(machine()); });
     }
     went_on([&] { checker.pump(epoch == 1); });
+    went_on([&] { checker.idle(); });
+    if (epoch == 3) went_on([&] { checker.drop(machine()); });
     went_on([&] { checker.idle(); });
   }
   went_on([&] { checker.pump(true); });

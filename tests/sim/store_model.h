@@ -6,7 +6,8 @@
 // read is right or an error.
 //
 // A history is drawn from its seed alone: {machines, disks, resizes, epochs, blocks, commits, aborts, removals, power
-// cuts at any operation, kills, clean ends, EIO, ENOSPC, flipped bits, misdirected writes, lost indexes}.
+// cuts at any operation, kills, clean ends, EIO, ENOSPC, flipped bits, misdirected writes, lost indexes, dropped
+// points}; settling, folding and compaction go on behind it all.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,12 @@ struct StoreRun {
   std::uint64_t crashes = 0;  // power cuts and kills
   std::uint64_t epochs_acked = 0;
   std::uint64_t epochs_checked = 0;  // read whole and compared
-  std::uint64_t damages = 0;         // done to the disk
-  std::uint64_t damage_found = 0;    // openings refused and reads failed because of it
+  std::uint64_t points_dropped = 0;
+  std::uint64_t blocks_moved = 0;  // into cold segments
+  std::uint64_t regions_folded = 0;
+  std::uint64_t rebuilds = 0;      // of indexes that were lost
+  std::uint64_t damages = 0;       // done to the disk
+  std::uint64_t damage_found = 0;  // openings refused and reads failed because of it
   std::optional<std::string> failure;
 
   void add(const StoreRun& other);

@@ -56,7 +56,16 @@ Status StoreRig::open() {
   return {};
 }
 
+void StoreRig::note_settled() {
+  if (!partition_) return;
+  const auto stats = partition_->stats().settler;
+  settled_.blocks_moved += stats.blocks_moved;
+  settled_.regions_folded += stats.regions_folded;
+  settled_.records_carried += stats.records_carried;
+}
+
 void StoreRig::kill() {
+  note_settled();
   partition_.reset();
   opened_ = {};
 }
@@ -72,6 +81,7 @@ void StoreRig::cut_power() {
 }
 
 Status StoreRig::close() {
+  note_settled();
   const Status closed = partition_->close();
   kill();
   return closed;

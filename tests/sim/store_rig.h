@@ -60,6 +60,8 @@ class StoreRig final : public storage::Partition::Listener {
   };
   std::vector<Ack> take_acks() { return std::exchange(acks_, {}); }
   std::uint64_t bytes_durable() const { return bytes_durable_; }
+  // Of all lives that this rig has ended.
+  const storage::Settler::Stats& settled() const { return settled_; }
   std::uint64_t room_offers() const { return room_offers_; }
 
   void on_epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) override {
@@ -81,6 +83,8 @@ class StoreRig final : public storage::Partition::Listener {
   std::uint64_t bytes_durable_ = 0;
   std::uint64_t room_offers_ = 0;
   std::uint64_t operations_ = 0;
+  storage::Settler::Stats settled_;
+  void note_settled();
   std::optional<Error> stopped_;
 };
 

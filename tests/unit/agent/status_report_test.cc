@@ -93,5 +93,28 @@ TEST(StatusBoard, WritesItsFileAndMeasuresARate) {
   EXPECT_EQ(report->state_since_us, 1'700'000'002'000'000);
 }
 
+TEST(StatusBoard, ThrottleIsTheCauseWhileItLastsAndThereIsNoOther) {
+  ManualClock clock(1'700'000'000'000'000);
+  StatusBoard board({}, {}, false, clock, nullptr);
+  board.set_connected(true, "a:1");
+  board.set_state(State::initial_sync);
+  board.set_throttle(std::chrono::seconds(3), "the staging disk is slow");
+  EXPECT_EQ(board.report().cause, "the server asks to wait: the staging disk is slow");
+  EXPECT_FALSE(board.report().remedy.empty());
+  EXPECT_EQ(board.message().cause(), board.report().cause);
+  board.set_state(State::stalled, "a disk is away", "attach it");
+  EXPECT_EQ(board.report().cause, "a disk is away") << "what is nearer comes first";
+  board.set_state(State::initial_sync);
+  board.set_throttle(std::chrono::seconds(0), {});
+  EXPECT_EQ(board.report().cause, "");
+  board.set_throttle(std::chrono::seconds(3), "the staging disk is slow");
+  board.set_connected(false, "a:1");
+  EXPECT_EQ(board.report().cause, "") << "with the connection it is over";
+  board.set_connected(true, "a:1");
+  board.set_throttle(std::chrono::seconds(3), "the staging disk is slow");
+  clock.advance(std::chrono::seconds(6));
+  EXPECT_EQ(board.report().cause, "") << "a server that says no more";
+}
+
 }  // namespace
 }  // namespace tidemark::agent

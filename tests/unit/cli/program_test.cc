@@ -46,6 +46,35 @@ FakeAdmin::Response machines(const FakeAdmin::Request& request) {
               {"remedy", "free space"},
               {"connected", false}});
   if (request.target == "/v1/machines") return {.body = json{{"machines", {web1, db1}}}.dump()};
+  const json retention = {{"machine", "web1"},
+                          {"ladder",
+                           {{"dense_seconds", 3600},
+                            {"default", true},
+                            {"rungs", {{{"every_seconds", 600}, {"keep_seconds", 21600}, {"points", 36}}}}}},
+                          {"pins", json::array()},
+                          {"removals",
+                           {{{"epoch", 7},
+                             {"effective", "2026-11-20T10:15:03Z"},
+                             {"requested", "2026-11-19T10:15:03Z"},
+                             {"by", "root"},
+                             {"reason", nullptr}}}},
+                          {"former_ladders", json::array()},
+                          {"clock", {{"now", "2026-11-20T10:15:03Z"}, {"held", nullptr}}}};
+  if (request.target == "/v1/machines/web1/ladder" || request.target == "/v1/machines/web1/retention")
+    return {.body = retention.dump()};
+  if (request.target == "/v1/machines/db1") return {.body = db1.dump()};
+  if (request.method == "DELETE" && request.target.find("confirm=db1") != std::string::npos) {
+    db1["removal"] = {{"effective", "2026-11-21T10:15:03Z"}, {"by", "root"}};
+    return {.status = 202, .body = db1.dump()};
+  }
+  if (request.target == "/v1/machines/web1/pins" && request.method == "POST")
+    return {.body = R"({"name": "x", "epoch": 3, "time": "2026-11-20T10:15:03Z", "until": null, "by": "root"})"};
+  if (request.target == "/v1/machines/web1/points")
+    return {.body =
+                R"({"points": [{"epoch": 3, "time": "2026-11-20T10:15:03Z", "consistency": "crash", "plain_bytes": 1,
+                "stored_bytes": 1, "disks": [], "holds": [{"kind": "dense", "until": "2026-11-20T11:15:03Z"},
+                {"kind": "rung", "every_seconds": 3600, "until": null}, {"kind": "pin", "pin": "x", "until": null}],
+                "expires": null, "going": false, "removal": null}]})"};
   if (request.method == "DELETE") return {.status = 204};
   if (request.target == "/v1/machines/web1") return {.body = web1.dump()};
   if (request.target == "/v1/tokens") return {.body = R"({"token": "tmk1-abc", "expires": "2026-11-20T10:15:03Z"})"};
@@ -108,6 +137,43 @@ TEST_F(Program, RemovesAMachineOnlyWhenItsNameIsGivenTwice) {
   const Ran removed = command({"machine", "remove", "web1", "--confirm", "web1"});
   EXPECT_EQ(removed.status, 0) << removed.err;
   EXPECT_EQ(server_.requests().back().target, "/v1/machines/00112233445566778899aabbccddeeff?confirm=web1");
+}
+
+TEST_F(Program, ARemovalThatWaitsSaysHowToTakeItBack) {
+  const Ran ran = command({"machine", "remove", "db1", "--confirm", "db1"});
+  EXPECT_EQ(ran.status, 0) << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("not before 2026-11-21 10:15:03Z"));
+  EXPECT_THAT(ran.out, HasSubstr("tidemark machine unremove db1"));
+}
+
+TEST_F(Program, ALadderIsSetFromSpansAndSteps) {
+  const Ran ran = command({"ladder", "set", "web1", "--dense", "1h", "--rung", "10m:6h", "--rung", "1d:30d"});
+  EXPECT_EQ(ran.status, 0) << ran.err;
+  EXPECT_EQ(json::parse(server_.requests()[0].body), (json{{"dense_seconds", 3600},
+                                                           {"rungs",
+                                                            {{{"every_seconds", 600}, {"keep_seconds", 21600}},
+                                                             {{"every_seconds", 86400}, {"keep_seconds", 2592000}}}}}));
+  EXPECT_THAT(ran.out, HasSubstr("every epoch of the last 1h"));
+  EXPECT_THAT(ran.out, HasSubstr("36 points, one every 10m"));
+  EXPECT_THAT(ran.out, HasSubstr("to be removed: epoch 7, not before 2026-11-20 10:15:03Z"));
+  command({"ladder", "set", "web1", "--preset", "60", "--dense", "0s"});
+  EXPECT_EQ(json::parse(server_.requests()[1].body), (json{{"preset", 60}, {"dense_seconds", 0}}));
+  const std::size_t asked = server_.requests().size();
+  for (const char* rung : {"10m", "10m:", ":6h", "x:y", "10m:6w"}) {
+    const Ran wrong = command({"ladder", "set", "web1", "--rung", rung});
+    EXPECT_EQ(wrong.status, 1);
+    EXPECT_THAT(wrong.err, HasSubstr("not a rung"));
+  }
+  EXPECT_THAT(command({"ladder", "set", "web1"}).err, HasSubstr("--preset 60"));
+  EXPECT_EQ(server_.requests().size(), asked);
+}
+
+TEST_F(Program, PointsSayWhatHoldsThem) {
+  EXPECT_THAT(command({"points", "web1"}).out, HasSubstr("all, 1h, pin x"));
+  const Ran pinned = command({"pin", "web1", "--at", "latest", "--name", "x", "--reason", "r", "--until", "30d"});
+  EXPECT_EQ(pinned.out, "web1: epoch 3 of 2026-11-20 10:15:03Z is pinned as x, until it is unpinned\n");
+  EXPECT_EQ(json::parse(server_.requests().back().body),
+            (json{{"at", "latest"}, {"name", "x"}, {"reason", "r"}, {"until", "30d"}}));
 }
 
 TEST_F(Program, AnUnhealthyServerIsAnAnswerAndAFailure) {

@@ -43,6 +43,7 @@ TEST(Config, TheDefaultsThatAreShownAreTheDefaults) {
   EXPECT_EQ(config->limits.per_source_handshakes, defaults.limits.per_source_handshakes);
   EXPECT_EQ(config->storage.free_space_min, defaults.storage.free_space_min);
   EXPECT_EQ(config->storage.index_cache, defaults.storage.index_cache);
+  EXPECT_EQ(config->retention.removal_holdoff, defaults.retention.removal_holdoff);
 }
 
 TEST(Config, SizesAreNumbersOrTexts) {
@@ -82,6 +83,22 @@ TEST(Config, AnImpossibleValueSaysTheAllowedRange) {
   EXPECT_NE(error_of("[limits]\nsession_credit = \"1GiB\"\n").remedy.find("4MiB"), std::string::npos);
   EXPECT_NE(error_of("[server]\nlog_level = \"loud\"\n").remedy.find("warning"), std::string::npos);
   EXPECT_NE(error_of("[server]\nlisten = \"nowhere:99999\"\n").what.find("not an address"), std::string::npos);
+}
+
+TEST(Config, AHoldoffIsATimeInQuotes) {
+  const auto holdoff = [](const char* value) {
+    return parse_config(std::string("[retention]\nremoval_holdoff = ") + value + "\n", "x.toml")
+        .value()
+        .retention.removal_holdoff;
+  };
+  EXPECT_EQ(Config().retention.removal_holdoff, 86'400u);
+  EXPECT_EQ(holdoff("\"0s\""), 0u);
+  EXPECT_EQ(holdoff("\"90s\""), 90u);
+  EXPECT_EQ(holdoff("\"2d\""), 172'800u);
+  for (const char* value : {"24", "\"24\"", "\"1w\"", "\"\"", "\"-1h\"", "\"367d\"", "\"99999999999999999999d\""}) {
+    const Error error = error_of(std::string("[retention]\nremoval_holdoff = ") + value + "\n");
+    EXPECT_NE(error.remedy.find("24h"), std::string::npos) << value;
+  }
 }
 
 TEST(Config, BrokenTomlNamesTheLine) {

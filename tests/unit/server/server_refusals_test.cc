@@ -93,6 +93,7 @@ TEST_F(ServerRefusals, OneSessionAMachine) {
 }
 
 TEST_F(ServerRefusals, RevokedAndRemovedMachinesAreThrownOutAndKeptOut) {
+  config.retention.removal_holdoff = 0;
   start();
   const auto who = enrolled();
   auto agent = connect(who);

@@ -129,6 +129,30 @@ TEST_F(ServerTest, AnInitialSyncIsResumedWhereItIsDurable) {
   EXPECT_TRUE(admin("GET", "/v1/machines/web1/points/latest/disks/vda/data").body == text_of(plain));
 }
 
+TEST_F(ServerTest, AnInitialSyncThatWasCutBeforeItsFirstBlockGoesOn) {
+  start();
+  const auto who = enrolled();
+  auto agent = connect(who);
+  ASSERT_TRUE(agent->welcomed());
+  std::vector<std::byte> plain(256_KiB);
+  Random(5).fill(plain);
+  const auto disk = agent->open_disk("vda", plain.size());
+  agent->begin(1, pb::INITIAL);
+  ASSERT_TRUE(agent->line.wait_for(wire::FrameType::epoch_begun));
+  const auto memory = agent->session.memory();
+  agent->line.cut();
+  auto again = connect(who, memory);
+  ASSERT_TRUE(again->welcomed());
+  ASSERT_TRUE(again->session.resumable_epoch());
+  EXPECT_EQ(again->session.resumable_epoch()->blocks(), 0U);
+  EXPECT_EQ(again->session.resumable_epoch()->positions_size(), 0);
+  again->begin(1, pb::INITIAL);
+  again->send(disk, 0, plain);
+  ASSERT_TRUE(again->commit());
+  EXPECT_TRUE(admin("GET", "/v1/machines/web1/points/latest/disks/vda/data").body == text_of(plain));
+  EXPECT_EQ(metric("tidemark_epochs_aborted_total"), 0);
+}
+
 TEST_F(ServerTest, ADeltaThatWasCutOffNeverWas) {
   start();
   const auto who = enrolled();

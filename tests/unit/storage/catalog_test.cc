@@ -57,8 +57,8 @@ class CatalogTest : public ::testing::Test {
 TEST_F(CatalogTest, WhatIsToldFollowsWhatIsDurable) {
   const MachineId m = machine_id(1);
   add(1);
-  log_.control(RecordType::epoch_begin, m, begin(1, kInitialEpoch));
-  catalog_.appended_begin(m, begin(1, kInitialEpoch));
+  catalog_.appended_begin(m, begin(1, kInitialEpoch),
+                          log_.control(RecordType::epoch_begin, m, begin(1, kInitialEpoch)));
   EXPECT_EQ(catalog_.find(m)->begun_epoch, EpochNumber(1));
   EXPECT_FALSE(catalog_.find(m)->open_epoch);
   EXPECT_EQ(catalog_.find(m)->next_epoch, EpochNumber(2));
@@ -83,8 +83,8 @@ TEST_F(CatalogTest, LoadedFromTheIndexItIsTheSame) {
   add(1);
   add(2);
   for (const std::uint64_t number : {1, 2, 5}) {
-    log_.control(RecordType::epoch_begin, m, begin(number, kInitialEpoch));
-    catalog_.appended_begin(m, begin(number, kInitialEpoch));
+    const Lsn lsn = log_.control(RecordType::epoch_begin, m, begin(number, kInitialEpoch));
+    catalog_.appended_begin(m, begin(number, kInitialEpoch), lsn);
     log_.blocks(m, DiskId(0), {{number, 1}});
     if (number == 5) break;
     log_.commit_epoch(m, number, number == 1 ? 2 : kFuzzy, 1000);

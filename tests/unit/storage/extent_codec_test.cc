@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/random.h"
+#include "storage/segment_kind.h"
 
 namespace tidemark::storage {
 namespace {
@@ -15,40 +16,61 @@ DeltaExtent raw(std::uint32_t first, std::uint32_t count, std::uint32_t offset) 
           .stored_size = count * static_cast<std::uint32_t>(limits::kGranuleSize)};
 }
 
+std::string encoded(const Delta& delta) {
+  std::string bytes;
+  append_delta(delta, delta.lsn, bytes);
+  return bytes;
+}
+
+Status decode(std::string_view bytes, Lsn lsn, Delta& to) { return take_delta(bytes, lsn, to); }
+
 TEST(ExtentCodec, WorkedExampleOfTheDocument) {
   const Delta delta{
+      .lsn = Lsn(40),
       .epoch = EpochNumber(7),
       .segment = SegmentId(3),
       .extents = {raw(0x10, 1, 0x2080),
                   {.first = 0x11, .count = 1, .encoding = wire::Encoding::zstd, .offset = 0x30b0, .stored_size = 300},
                   {.first = 0x80, .count = 128, .encoding = wire::Encoding::zero}}};
-  std::string bytes;
-  encode_delta(delta, bytes);
-  const std::string expected = {0x07, 0x03,                    // epoch, segment
+  const std::string expected = {0x00, 0x07,   0x06,            // the key's LSN, epoch, segment 3 of the log
                                 0x08, 0x10,   '\x80', '\x41',  // raw, as many as before: 1
                                 0x1d, '\xac', 0x02,            // zstd, all implied but the size
-                                0x02, '\x80', 0x7f};           // zeroes
-  EXPECT_EQ(bytes, expected);
+                                0x22, '\x80', 0x7f};           // zeroes, the last
+  EXPECT_EQ(encoded(delta), expected);
   Delta read;
-  ASSERT_TRUE(decode_delta(bytes, read));
+  ASSERT_TRUE(decode(encoded(delta), Lsn(40), read));
   EXPECT_EQ(read, delta);
 }
 
-TEST(ExtentCodec, BulkRegionTakesOneByteABlock) {
-  Delta delta{.epoch = EpochNumber(1), .segment = SegmentId(1), .extents = {}};
-  for (std::uint32_t i = 0; i < 16; ++i) delta.extents.push_back(raw(i * 16, 16, 4096 + i * (65536 + 48)));
+TEST(ExtentCodec, SeveralDeltasUnderOneKeyKeepTheirOwnLsns) {
+  const Delta newer{.lsn = Lsn(40), .epoch = EpochNumber(7), .segment = cold_segment(9), .extents = {raw(3, 1, 4096)}};
+  const Delta older{.lsn = Lsn(31), .epoch = EpochNumber(5), .segment = SegmentId(2), .extents = {raw(4, 2, 8192)}};
   std::string bytes;
-  encode_delta(delta, bytes);
-  EXPECT_LE(bytes.size(), 2u + 4u + 16u);
+  append_delta(newer, Lsn(40), bytes);
+  append_delta(older, Lsn(40), bytes);
+  std::string_view rest = bytes;
+  Delta read;
+  ASSERT_TRUE(take_delta(rest, Lsn(40), read));
+  EXPECT_EQ(read, newer);
+  ASSERT_TRUE(take_delta(rest, Lsn(40), read));
+  EXPECT_EQ(read, older);
+  EXPECT_TRUE(rest.empty());
+}
+
+TEST(ExtentCodec, BulkRegionTakesOneByteABlock) {
+  Delta delta{.lsn = Lsn(1), .epoch = EpochNumber(1), .segment = SegmentId(1), .extents = {}};
+  for (std::uint32_t i = 0; i < 16; ++i) delta.extents.push_back(raw(i * 16, 16, 4096 + i * (65536 + 48)));
+  EXPECT_LE(encoded(delta).size(), 3u + 4u + 16u);
 }
 
 TEST(ExtentCodec, RandomDeltasSurviveTheRoundTrip) {
   Random random(20261121);
-  std::string bytes;
   Delta read;
   for (int round = 0; round < 5000; ++round) {
-    Delta delta{.epoch = EpochNumber(random.next() >> random.below(64)),
-                .segment = SegmentId(random.next() >> random.below(64)),
+    const std::uint64_t segment = (random.next() >> 2) >> random.below(62);
+    Delta delta{.lsn = Lsn(random.next() >> random.below(64)),
+                .epoch = EpochNumber(random.next() >> random.below(64)),
+                .segment = random.chance(0.5) ? cold_segment(segment) : SegmentId(segment),
                 .extents = {}};
     const std::size_t count = 1 + random.below(20);
     std::uint32_t offset = 0;
@@ -68,16 +90,13 @@ TEST(ExtentCodec, RandomDeltasSurviveTheRoundTrip) {
       }
       delta.extents.push_back(extent);
     }
-    encode_delta(delta, bytes);
-    ASSERT_TRUE(decode_delta(bytes, read)) << "round " << round;
+    std::string bytes = encoded(delta);
+    ASSERT_TRUE(decode(bytes, delta.lsn, read)) << "round " << round;
     ASSERT_EQ(read, delta) << "round " << round;
-    // Cut off anywhere, it is refused or a shorter list; never more than was there.
     const std::string_view cut(bytes.data(), random.below(bytes.size()));
-    if (decode_delta(cut, read)) {
-      ASSERT_LE(read.extents.size(), delta.extents.size());
-    }
+    ASSERT_FALSE(decode(cut, delta.lsn, read)) << "it is cut off";
     bytes[random.below(bytes.size())] ^= static_cast<char>(1 << random.below(8));
-    if (decode_delta(bytes, read)) {
+    if (decode(bytes, delta.lsn, read)) {
       for (const DeltaExtent& extent : read.extents) ASSERT_LE(extent.first + extent.count, 256u);
     }
   }
@@ -86,17 +105,19 @@ TEST(ExtentCodec, RandomDeltasSurviveTheRoundTrip) {
 TEST(ExtentCodec, RefusesWhatItNeverMakes) {
   Delta read;
   const auto refused = [&](std::string bytes) {
-    const auto status = decode_delta(bytes, read);
+    const auto status = decode(bytes, Lsn(5), read);
     return !status && status.error().code == Code::corrupt;
   };
   EXPECT_TRUE(refused(""));
-  EXPECT_TRUE(refused(std::string{1, 1}));                            // no extent
-  EXPECT_TRUE(refused(std::string{1, 1, 0x20}));                      // unknown flag
-  EXPECT_TRUE(refused(std::string{1, 1, 0x03, 0, 0}));                // unknown encoding
-  EXPECT_TRUE(refused(std::string{1, 1, 0x02, '\xff', 0x01}));        // leaves its region
-  EXPECT_TRUE(refused(std::string{1, 1, 0x00, 0, 16, 0}));            // 17 granules of data
-  EXPECT_TRUE(refused(std::string{1, 1, 0x09, 0, 0, '\x80', 0x20}));  // compressed to its plain size
-  EXPECT_TRUE(refused(std::string(11, '\xff')));                      // endless varint
+  EXPECT_TRUE(refused(std::string{0, 1, 1}));                            // no extent
+  EXPECT_TRUE(refused(std::string{6, 1, 1, 0x22, 0, 0}));                // an LSN below zero
+  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x40}));                      // unknown flag
+  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x23, 0, 0}));                // unknown encoding
+  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x22, '\xff', 0x01}));        // leaves its region
+  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x20, 0, 16, 0}));            // 17 granules of data
+  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x29, 0, 0, '\x80', 0x20}));  // compressed to its plain size
+  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x02, 0, 0}));                // more is to follow, and does not
+  EXPECT_TRUE(refused(std::string(11, '\xff')));                         // endless varint
 }
 
 }  // namespace

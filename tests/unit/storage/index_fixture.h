@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -62,6 +63,7 @@ class CommitMaker {
 
   template <typename Message>
   Lsn control(RecordType type, const MachineId& machine, const Message& message) {
+    if constexpr (std::is_same_v<Message, pb::EpochBeginRecord>) open_[machine] = EpochNumber(message.number());
     RecordInfo& record = add(type, machine);
     message.SerializeToString(&record.control);
     offset_ += record.control.size();
@@ -103,6 +105,7 @@ class CommitMaker {
   Lsn blocks(const MachineId& machine, DiskId disk, const std::vector<Block>& blocks) {
     RecordInfo& record = add(RecordType::blocks, machine);
     record.disk = disk;
+    record.epoch = open_[machine];
     record.first_block = static_cast<std::uint32_t>(commit_.blocks.size());
     record.block_count = static_cast<std::uint32_t>(blocks.size());
     for (const Block& block : blocks) {
@@ -159,6 +162,7 @@ class CommitMaker {
 
   std::uint64_t segment_size_;
   SegmentId segment_{1};
+  std::map<MachineId, EpochNumber> open_;  // begun last
   std::uint64_t offset_ = 4096;
   std::uint64_t next_lsn_ = 1;
   std::uint64_t checksum_ = 0;

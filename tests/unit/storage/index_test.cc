@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 
+#include "storage/segment_kind.h"
 #include "tests/unit/storage/index_fixture.h"
 
 namespace tidemark::storage {
@@ -282,7 +283,7 @@ TEST_F(IndexTest, RemovingAMachineFreesWhatOnlyItHeld) {
   log_.blocks(two, DiskId(0), {{0, 1}});
   const Lsn other = log_.commit_epoch(two, 1);
   apply();
-  EXPECT_EQ(*index_->live_references(SegmentId(1)), 3003u);
+  EXPECT_EQ(*index_->live_references(SegmentId(1)), 3002u);
   log_.next_segment();
   auto removed = machine_record(1, 1, 1 << 30, 1);
   removed.set_removed(true);
@@ -293,7 +294,7 @@ TEST_F(IndexTest, RemovingAMachineFreesWhatOnlyItHeld) {
   apply();
   for (int round = 0; round < 2; ++round) {
     EXPECT_EQ(*index_->live_references(SegmentId(1)), 0u);
-    EXPECT_EQ(*index_->live_references(SegmentId(2)), 4u);
+    EXPECT_EQ(*index_->live_references(SegmentId(2)), 3u);
     EXPECT_EQ(*index_->live_references(SegmentId(3)), 1u) << "the record that tells of the removal is needed";
     EXPECT_TRUE(index_->regions(VolumeId(1), 0, 10)->empty());
     const auto gone = index_->lookup(one, VolumeId(1), point, 0, 1000);
@@ -364,6 +365,32 @@ TEST_F(IndexTest, DamageIsSaidToBeDamage) {
   ASSERT_TRUE(Index::destroy(directory_.path() + "/index"));
   open();
   EXPECT_EQ(index_->mark(), LogMark());
+}
+
+TEST_F(IndexTest, ANewSegmentIsNotFreedBetweenThePiecesThatReferToIt) {
+  const MachineId m = machine_id(1);
+  log_.machine(machine_record(1, 1, 1 << 30, 1));
+  log_.begin(m, 1);
+  log_.blocks(m, DiskId(0), {{0, 1}});
+  const Lsn point = log_.commit_epoch(m, 1);
+  apply();
+  const SegmentId fresh = cold_segment(1);
+  ASSERT_TRUE(index_->change({}, std::span(&fresh, 1), false));
+  ASSERT_TRUE(index_->flush());
+  EXPECT_TRUE(index_->unreferenced_segments().empty()) << "what refers to it is on its way";
+  const auto history = index_->history(m, VolumeId(1), 0, point);
+  ASSERT_TRUE(history && history->versions.size() == 1);
+  std::vector<Version> moved = history->versions;
+  moved.front().segment = fresh;
+  const RegionChange change{.machine = m,
+                            .volume = VolumeId(1),
+                            .region = 0,
+                            .remove = history->keys,
+                            .put = encode_versions(moved, std::span(&point, 1))};
+  ASSERT_TRUE(index_->change(std::span(&change, 1), std::span(&fresh, 1), true));
+  ASSERT_TRUE(index_->flush());
+  EXPECT_TRUE(index_->unreferenced_segments().empty());
+  EXPECT_EQ(*index_->live_references(fresh), 1u);
 }
 
 }  // namespace

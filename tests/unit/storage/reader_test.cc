@@ -25,7 +25,7 @@ class ReaderTest : public ::testing::Test {
     ASSERT_TRUE(disk_.files().make_directory("/log"));
     auto index = Index::open(directory_.path() + "/index", {.cache_bytes = 1 << 20, .write_buffer_bytes = 1 << 20});
     ASSERT_TRUE(index);
-    context_ = std::make_shared<ReadContext>(std::move(*index), disk_.files(), "/log");
+    context_ = std::make_shared<ReadContext>(std::move(*index), disk_.files(), "");
     auto file = disk_.files().open(segment_path("/log", SegmentId(1)), OpenMode::create, true);
     ASSERT_TRUE(file);
     file_ = std::move(*file);
@@ -68,6 +68,7 @@ class ReaderTest : public ::testing::Test {
     record.lsn = Lsn(next_lsn_++);
     record.type = RecordType::blocks;
     record.machine = machine_;
+    record.epoch = EpochNumber(number);
     wire::BlockReader blocks(payload);
     for (wire::BlockReader::Block block; blocks.next(block).value();) {
       commit.blocks.push_back({.first_granule = block.header.first_granule,
@@ -94,6 +95,7 @@ class ReaderTest : public ::testing::Test {
   }
 
   std::unique_ptr<Reader> reader(std::uint64_t epoch = 1) {
+    EXPECT_TRUE(context_->uses.begin(machine_, EpochNumber(epoch)));
     return make_reader(context_, {.machine = machine_,
                                   .machine_name = "web1",
                                   .disk = DiskId(0),
@@ -224,6 +226,18 @@ TEST(ReaderPins, ASegmentWaitsForReadersFromBefore) {
   EXPECT_FALSE(pins.may_release(SegmentId(2)));
   pins.end(after);
   EXPECT_TRUE(pins.may_release(SegmentId(2)));
+}
+
+TEST(ReaderPins, ASegmentGoesWhenEveryReadFromBeforeIsOver) {
+  ReaderPins pins;
+  {
+    const ReaderPins::Scope before(pins);
+    EXPECT_FALSE(pins.may_release(SegmentId(1)));
+    const ReaderPins::Scope after(pins);  // cannot find a way into it any more
+    EXPECT_FALSE(pins.may_release(SegmentId(1)));
+  }
+  const ReaderPins::Scope later(pins);
+  EXPECT_TRUE(pins.may_release(SegmentId(1)));
 }
 
 }  // namespace

@@ -328,5 +328,21 @@ TEST_F(AgentSessionTest, TextsAreCleanedBeforeTheyAreSent) {
   EXPECT_TRUE(server.session.closed());
 }
 
+TEST_F(AgentSessionTest, ThrottleIsHandedOnAndOneWithoutEndRefused) {
+  ASSERT_TRUE(say(FrameType::welcome, welcome()));
+  pb::Throttle throttle;
+  throttle.set_pause_ms(3000);
+  throttle.set_reason("the staging disk is slow");
+  ASSERT_TRUE(say(FrameType::throttle, throttle));
+  ASSERT_TRUE(say(FrameType::throttle, pb::Throttle{}));
+  ASSERT_EQ(agent->throttles.size(), 2U);
+  EXPECT_EQ(agent->throttles[0], std::make_pair(3000U, std::string("the staging disk is slow")));
+  EXPECT_EQ(agent->throttles[1].first, 0U) << "it may go on";
+  throttle.set_pause_ms(kThrottlePauseMaxMs + 1);
+  const auto refused = say(FrameType::throttle, throttle);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Code::protocol);
+}
+
 }  // namespace
 }  // namespace tidemark::wire

@@ -523,5 +523,26 @@ TEST_F(ServerSessionTest, PingProgressRenewAndThrottleDoWhatTheySay) {
   EXPECT_EQ(server->sent.back().first, FrameType::throttle);
 }
 
+TEST_F(ServerSessionTest, ThrottleIsBoundedCleanAndOnlyForThoseWhoAreWelcome) {
+  const auto told = [&] {
+    EXPECT_EQ(server->sent.back().first, FrameType::throttle);
+    pb::Throttle throttle;
+    EXPECT_TRUE(throttle.ParseFromString(server->sent.back().second));
+    EXPECT_TRUE(check(throttle)) << "the other end would refuse it";
+    return throttle;
+  };
+  server->session.throttle(50, "too early");
+  EXPECT_TRUE(server->sent.empty());
+  ASSERT_TRUE(say(FrameType::hello, hello()));
+  server->session.throttle(3'600'000, "the disk\nis slow " + std::string(2000, 'x'));
+  EXPECT_EQ(told().pause_ms(), kThrottlePauseMaxMs);
+  server->session.throttle(0, {});
+  EXPECT_EQ(told().pause_ms(), 0U);
+  const auto before = server->sent.size();
+  ASSERT_TRUE(say(FrameType::goodbye, pb::Goodbye{}));
+  server->session.throttle(50, "too late");
+  EXPECT_EQ(server->sent.size(), before);
+}
+
 }  // namespace
 }  // namespace tidemark::wire

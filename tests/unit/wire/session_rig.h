@@ -219,7 +219,8 @@ class Agent final : public AgentSession::Events {
   std::vector<pb::DiskOpened> opened;
   std::vector<pb::OpenEpoch> progress;
   std::vector<Error> errors;
-  int welcomes = 0, digests = 0, throttles = 0, goodbyes = 0, renewals = 0;
+  std::vector<std::pair<std::uint32_t, std::string>> throttles;
+  int welcomes = 0, digests = 0, goodbyes = 0, renewals = 0;
 
   void send(FrameType type, DiskId disk, std::span<const std::byte> payload, std::uint64_t frame_number) override {
     sent.push_back(type);
@@ -237,7 +238,9 @@ class Agent final : public AgentSession::Events {
   void on_open_epoch_progress(const pb::OpenEpoch& open) override { progress.push_back(open); }
   void on_credit() override {}
   void on_digests(const pb::DigestReply&) override { ++digests; }
-  void on_throttle(std::uint32_t, const std::string&) override { ++throttles; }
+  void on_throttle(std::uint32_t pause_ms, const std::string& reason) override {
+    throttles.emplace_back(pause_ms, reason);
+  }
   void on_renewed(const std::string&) override { ++renewals; }
   void on_server_error(const Error& error, std::uint32_t) override { errors.push_back(error); }
   void on_goodbye(const std::string&, std::uint32_t) override { ++goodbyes; }

@@ -1,0 +1,477 @@
+// What the settler does to a partition, seen from outside: points are dropped, log segments and cold segments are given
+// back, and what is left reads as it did, also when the index is lost.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "base/random.h"
+#include "storage/cold_segment.h"
+#include "storage/partition.h"
+#include "storage/segment_keeper.h"
+#include "tests/sim/store_rig.h"
+#include "tests/unit/storage/index_fixture.h"
+
+namespace tidemark::storage {
+namespace {
+
+using sim::Content;
+using sim::StoreRig;
+using sim::Token;
+using testing::machine_id;
+using namespace std::chrono_literals;
+
+constexpr std::uint64_t kDiskSize = 3 << 20;
+constexpr std::uint64_t kDiskGranules = kDiskSize / limits::kGranuleSize;
+
+PartitionOptions settling_options() {
+  PartitionOptions options;
+  options.segment_size = 256 << 10;
+  options.reserve_segments = 1;
+  options.free_space_min = 0;
+  options.index = {.cache_bytes = 4 << 20, .write_buffer_bytes = 4 << 20};
+  options.index_flush_bytes = 1;  // after every commit
+  options.settler.settle_after_us = 0;
+  options.settler.fold_every_us = 0;
+  options.settler.cold_segment_size = 128 << 10;
+  return options;
+}
+
+class SettlingTest : public ::testing::Test {
+ protected:
+  void SetUp() override { start(settling_options()); }
+  void start(PartitionOptions options) {
+    rig_ = std::make_unique<StoreRig>(42, std::move(options));
+    good(rig_->create());
+    good(rig_->open());
+  }
+  static void good(const Status& status) { ASSERT_TRUE(status) << status.error().message(); }
+
+  MachineId add_machine(unsigned number) {
+    pb::MachineRecord record;
+    record.set_machine(machine_to_bytes(machine_id(number)));
+    record.set_name("web" + std::to_string(number));
+    good(store().put_machine(record, {}));
+    pb::DiskRecord disk;
+    disk.set_identity("a");
+    disk.set_name("vda");
+    disk.set_size(kDiskSize);
+    EXPECT_TRUE(store().open_disk(machine_id(number), disk));
+    return machine_id(number);
+  }
+  void begin(const MachineId& machine, std::uint64_t number, std::uint32_t kind = 2) {
+    pb::EpochBeginRecord record;
+    record.set_number(number);
+    record.set_kind(kind);
+    auto* disk = record.add_disks();
+    disk->set_disk(0);
+    disk->set_size(kDiskSize);
+    good(store().begin_epoch(machine, record));
+    current_[machine].resize(kDiskSize);
+  }
+  void commit(const MachineId& machine, std::uint64_t number) {
+    pb::EpochCommitRecord record;
+    record.set_number(number);
+    record.set_time_us(static_cast<std::int64_t>(number) * 1000);
+    record.set_consistency(2);
+    record.set_digest(hash_to_bytes({number, ~number}));
+    good(store().commit_epoch(machine, record));
+    rig_->pump(true);
+    points_[machine][number] = current_[machine];
+  }
+  // One record, with a block for each of these runs of granules; zeroes now and then.
+  struct Run {
+    std::uint64_t first, count;
+  };
+  void write(const MachineId& machine, std::uint64_t number, const std::vector<Run>& runs) {
+    wire::BlockEncoder encoder(machine);
+    encoder.start(DiskId(0), EpochNumber(number));
+    for (const auto& [first, count] : runs) {
+      std::vector<std::byte> plain(count * limits::kGranuleSize);
+      for (std::uint64_t i = 0; i < count; ++i) {
+        const Token token = random_.chance(0.1) ? 0 : random_.next();
+        current_[machine].granules[first + i] = token;
+        sim::granule_of(token, std::span(plain).subspan(i * limits::kGranuleSize, limits::kGranuleSize));
+      }
+      encoder.add(first, plain);
+    }
+    good(store().append_blocks(machine, DiskId(0), encoder.take()));
+  }
+  // Of about 100 KiB.
+  void epoch(const MachineId& machine, std::uint64_t number) {
+    begin(machine, number);
+    for (int i = 0; i < 8; ++i) {
+      const std::uint64_t count = 1 + random_.below(8);
+      // Within one region; and mostly the same granules again and again.
+      const std::uint64_t region = random_.below(kDiskGranules / limits::kRegionGranules);
+      write(machine, number, {{region * limits::kRegionGranules + random_.below(40), count}});
+    }
+    commit(machine, number);
+  }
+  void epochs(const MachineId& machine, std::uint64_t from, std::uint64_t to) {
+    for (std::uint64_t number = from; number <= to; ++number) epoch(machine, number);
+  }
+  // Until nothing is left to do: each turn may leave records to append, and segments to give back.
+  void settle() {
+    for (int turn = 0; turn < 12; ++turn) {
+      store().on_idle();
+      rig_->pump(true);
+    }
+    const auto error = store().stats().settler.error;
+    EXPECT_FALSE(error) << error->message();
+  }
+  void drop(const MachineId& machine, const std::vector<std::uint64_t>& numbers) {
+    std::vector<EpochNumber> dropped;
+    for (const std::uint64_t number : numbers) {
+      dropped.emplace_back(number);
+      points_[machine].erase(number);
+    }
+    store().drop_points(machine, dropped);
+    settle();
+  }
+  // All points of the model are there, byte for byte, and no others.
+  void expect_points(const char* when) {
+    SCOPED_TRACE(when);
+    for (const auto& [machine, points] : points_) {
+      const auto there = store().epochs(machine, 0, true, 0ms);
+      ASSERT_TRUE(there) << there.error().message();
+      std::set<std::uint64_t> numbers;
+      for (const pb::EpochEntry& entry : *there) numbers.insert(entry.number());
+      std::set<std::uint64_t> expected;
+      for (const auto& [number, content] : points) {
+        expected.insert(number);
+        std::optional<Error> error;
+        const auto difference = sim::compare_disk(store(), machine, 0, EpochNumber(number), content, random_, error);
+        ASSERT_FALSE(difference) << *difference;
+        ASSERT_FALSE(error) << "epoch " << number << ": " << error->message();
+      }
+      EXPECT_EQ(numbers, expected);
+    }
+  }
+  void lose_index_and_open() {
+    rig_->lose_index();
+    good(rig_->open());
+    EXPECT_FALSE(rig_->opened().index_rebuilt.empty());
+  }
+  std::vector<std::string> cold_files() {
+    std::vector<std::string> paths;
+    const auto segments = list_cold_segments(rig_->files(), "/p0/cold");
+    EXPECT_TRUE(segments);
+    if (segments) {
+      for (const SegmentId segment : *segments) paths.push_back(cold_path("/p0/cold", segment));
+    }
+    return paths;
+  }
+  Code code_of_reading(const MachineId& machine, std::uint64_t number) {
+    const auto reader = store().read(machine, DiskId(0), EpochNumber(number), 0ms);
+    return reader ? Code::ok : reader.error().code;
+  }
+  Partition& store() { return rig_->store(); }
+
+  std::unique_ptr<StoreRig> rig_;
+  Random random_{4711};
+  std::map<MachineId, sim::DiskContent> current_;
+  std::map<MachineId, std::map<std::uint64_t, sim::DiskContent>> points_;
+};
+
+TEST_F(SettlingTest, LogSegmentsAreGivenBackAndEveryPointReadsTheSame) {
+  const MachineId a = add_machine(1), b = add_machine(2);
+  for (std::uint64_t number = 1; number <= 15; ++number) {
+    epoch(a, number);
+    epoch(b, number);
+  }
+  const std::uint64_t before = store().stats().segments;
+  ASSERT_GT(before, 5u);
+  settle();
+  EXPECT_LE(store().stats().segments, 3u);
+  EXPECT_GT(store().stats().cold_segments, 0u);
+  EXPECT_GT(store().stats().settler.blocks_moved, 0u);
+  expect_points("settled");
+  epochs(a, 16, 25);
+  settle();
+  expect_points("settled again");
+  rig_->cut_power();
+  good(rig_->open());
+  expect_points("after a power cut");
+}
+
+TEST_F(SettlingTest, DroppedPointsFreeColdSegments) {
+  const MachineId machine = add_machine(1);
+  epochs(machine, 1, 40);
+  settle();
+  const std::uint64_t before = store().stats().cold_segments;
+  const std::size_t files_before = cold_files().size();
+  ASSERT_GT(before, 4u);
+  std::vector<std::uint64_t> going;
+  for (std::uint64_t number = 1; number < 40; ++number) {
+    if (number != 7 && number != 30) going.push_back(number);
+  }
+  drop(machine, going);
+  EXPECT_LT(store().stats().cold_segments, before);
+  EXPECT_LT(cold_files().size(), files_before);
+  EXPECT_EQ(cold_files().size(), store().stats().cold_segments);
+  EXPECT_EQ(store().stats().settler.points_dropped, going.size());
+  expect_points("dropped");
+  for (const std::uint64_t number : going) EXPECT_EQ(code_of_reading(machine, number), Code::not_found) << number;
+  rig_->cut_power();
+  good(rig_->open());
+  expect_points("after a power cut");
+}
+
+TEST_F(SettlingTest, PointThatIsBeingReadIsDroppedOnceItsReaderIsGone) {
+  const MachineId machine = add_machine(1);
+  epochs(machine, 1, 10);
+  settle();
+  const sim::DiskContent third = points_[machine][3];
+  auto reader = store().read(machine, DiskId(0), EpochNumber(3), 0ms);
+  ASSERT_TRUE(reader);
+  drop(machine, {2, 3, 4, 5});
+  epochs(machine, 11, 14);
+  settle();
+  EXPECT_EQ(code_of_reading(machine, 2), Code::not_found);
+  EXPECT_EQ(code_of_reading(machine, 3), Code::ok) << "as long as it is there, others may read it";
+  std::vector<std::byte> got(kDiskSize), expected(kDiskSize);
+  for (std::uint64_t i = 0; i < kDiskGranules; ++i) {
+    sim::granule_of(third.granules[i], std::span(expected).subspan(i * limits::kGranuleSize, limits::kGranuleSize));
+  }
+  const Status read = (*reader)->read(0, got);
+  ASSERT_TRUE(read) << read.error().message();
+  EXPECT_TRUE(got == expected);
+  reader->reset();
+  settle();
+  EXPECT_EQ(code_of_reading(machine, 3), Code::not_found);
+  expect_points("it is gone");
+}
+
+TEST_F(SettlingTest, NewestEpochAndUnknownOnesAreNotDropped) {
+  const MachineId machine = add_machine(1);
+  epochs(machine, 1, 3);
+  store().drop_points(machine, {EpochNumber(0), EpochNumber(3), EpochNumber(4), EpochNumber(1'000'000)});
+  store().drop_points(machine_id(77), {EpochNumber(1)});
+  store().drop_points(machine, {});
+  settle();
+  expect_points("nothing was dropped");
+  drop(machine, {1});
+  drop(machine, {1});
+  EXPECT_EQ(store().stats().settler.points_dropped, 1u);
+  expect_points("once is enough");
+  EXPECT_EQ(code_of_reading(machine, 1), Code::not_found);
+  epoch(machine, 4);
+  settle();
+  EXPECT_EQ(code_of_reading(machine, 3), Code::ok) << "what was asked while it was the newest is forgotten";
+  expect_points("the machine goes on");
+}
+
+TEST_F(SettlingTest, LostIndexIsMadeAgainFromLogAndColdSegments) {
+  const MachineId a = add_machine(1), b = add_machine(2);
+  epochs(a, 1, 15);
+  epochs(b, 1, 3);
+  settle();
+  epoch(a, 16);
+  good(rig_->close());
+  lose_index_and_open();
+  expect_points("settled");
+  drop(a, {1, 2, 3, 5, 6, 8, 9, 10, 11, 13, 14});
+  drop(b, {1});
+  expect_points("dropped");
+  rig_->cut_power();
+  lose_index_and_open();
+  expect_points("dropped, and made again");
+  EXPECT_EQ(code_of_reading(a, 5), Code::not_found);
+  EXPECT_EQ(store().find(a)->next_epoch, EpochNumber(17));
+  EXPECT_EQ(store().find(b)->next_epoch, EpochNumber(4));
+  epochs(a, 17, 30);
+  settle();
+  drop(a, {12, 17, 18, 19, 20, 21, 22, 23, 24, 25});
+  expect_points("and on");
+  rig_->kill();
+  lose_index_and_open();
+  expect_points("made again once more");
+  settle();
+  expect_points("settled after it");
+}
+
+TEST_F(SettlingTest, LostIndexWithAColdSegmentMissingIsRefused) {
+  const MachineId machine = add_machine(1);
+  epochs(machine, 1, 20);
+  settle();
+  good(rig_->close());
+  const auto paths = cold_files();
+  ASSERT_GT(paths.size(), 1u);
+  const std::string missing = paths[paths.size() / 2];
+  good(rig_->files().rename(missing, missing + ".elsewhere"));
+  rig_->lose_index();
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const auto opened = rig_->open();
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().code, Code::corrupt);
+    EXPECT_NE(opened.error().message().find(missing), std::string::npos) << opened.error().message();
+  }
+  good(rig_->files().rename(missing + ".elsewhere", missing));
+  good(rig_->open());
+  expect_points("it is back");
+}
+
+TEST_F(SettlingTest, RottenBlockOfTheLogIsNotGivenAGoodChecksum) {
+  const MachineId machine = add_machine(1);
+  constexpr std::uint64_t kRotten = 500;
+  begin(machine, 1);
+  // In the same record its third granule is overwritten, and there is another block.
+  write(machine, 1, {{kRotten, 4}, {kRotten + 2, 1}, {506, 4}});
+  write(machine, 1, {{600, 4}});
+  commit(machine, 1);
+  epochs(machine, 2, 10);
+  // The second granule of epoch 1's block is hidden from epoch 11 on: only parts of the block would have to be moved
+  // were the first point dropped.
+  begin(machine, 11);
+  write(machine, 11, {{kRotten + 1, 1}});
+  commit(machine, 11);
+  epochs(machine, 12, 20);
+  // Find the header of the block in the log.
+  bool found = false;
+  const auto names = rig_->files().list("/p0/log");
+  ASSERT_TRUE(names);
+  for (const std::string& name : *names) {
+    const std::string path = "/p0/log/" + name;
+    const auto bytes = read_whole_file(rig_->files(), path, 1 << 20);
+    ASSERT_TRUE(bytes);
+    for (std::size_t at = 0; !found && at + sizeof(wire::BlockHeader) + 32 < bytes->size(); ++at) {
+      wire::BlockHeader header;
+      std::memcpy(&header, bytes->data() + at, sizeof header);
+      if (header.first_granule != kRotten || header.granules != 4 || header.epoch != 1) continue;
+      ASSERT_TRUE(rig_->disk().flip_bit(path, at + sizeof header + 20, 3));
+      found = true;
+    }
+  }
+  ASSERT_TRUE(found);
+  drop(machine, {2, 3, 4, 5});
+  const auto check = [&](const char* when) {
+    SCOPED_TRACE(when);
+    for (const std::uint64_t number : {std::uint64_t{1}, std::uint64_t{10}, std::uint64_t{20}}) {
+      const auto reader = store().read(machine, DiskId(0), EpochNumber(number), 0ms);
+      ASSERT_TRUE(reader) << reader.error().message();
+      // In order, granule by granule: reading ahead must not make its neighbours suffer.
+      std::vector<std::byte> got(limits::kGranuleSize), expected(limits::kGranuleSize);
+      for (std::uint64_t i = 0; i < kDiskGranules; ++i) {
+        const Status read = (*reader)->read(i * limits::kGranuleSize, got);
+        const bool rotten = i >= kRotten && i < kRotten + 4 && i != kRotten + 2 && (number < 11 || i != kRotten + 1);
+        if (rotten) {
+          ASSERT_FALSE(read) << "epoch " << number << " granule " << i;
+          ASSERT_EQ(read.error().code, Code::corrupt);
+          continue;
+        }
+        ASSERT_TRUE(read) << "epoch " << number << " granule " << i << ": " << read.error().message();
+        sim::granule_of(points_[machine][number].granules[i], expected);
+        ASSERT_TRUE(got == expected) << "epoch " << number << " granule " << i;
+      }
+    }
+  };
+  EXPECT_GE(store().stats().settler.damaged_blocks, 1u);
+  EXPECT_GT(store().stats().settler.blocks_moved, 10u) << "everything else is moved";
+  check("settled");
+  good(rig_->close());
+  lose_index_and_open();
+  check("the index made again");
+  settle();
+  check("settled after it");
+}
+
+TEST_F(SettlingTest, RemovedMachinesColdSegmentsAreFreed) {
+  const MachineId a = add_machine(1), b = add_machine(2);
+  epochs(a, 1, 20);
+  epochs(b, 1, 4);
+  settle();
+  const std::uint64_t before = store().stats().cold_segments;
+  ASSERT_GT(before, 2u);
+  const auto remove = [&](const MachineId& machine) {
+    auto record = store().find(machine)->record;
+    record.set_removed(true);
+    good(store().put_machine(record, {}));
+    rig_->pump(true);
+    points_.erase(machine);
+    settle();
+  };
+  remove(a);
+  EXPECT_LT(store().stats().cold_segments, before);
+  EXPECT_EQ(cold_files().size(), store().stats().cold_segments);
+  expect_points("the other one's");
+  rig_->kill();
+  lose_index_and_open();
+  expect_points("the other one's, from a new index");
+  EXPECT_EQ(store().find(a), nullptr);
+  remove(b);
+  EXPECT_EQ(store().stats().cold_segments, 0u);
+  EXPECT_TRUE(cold_files().empty());
+}
+
+// A number that the index still knows (a crash came before it had forgotten it for good) would be given back under the
+// new segment's feet.
+TEST_F(SettlingTest, NumberOfAColdSegmentThatWasFreedIsNotUsedAgainAfterACrash) {
+  auto options = settling_options();
+  options.index_flush_bytes = 64 << 20;
+  options.settler.settle_after_us = 3'600'000'000;
+  start(options);
+  const MachineId a = add_machine(1);
+  epochs(a, 1, 10);
+  rig_->clock().advance(2h);
+  epoch(a, 11);
+  settle();
+  const auto old = cold_files();
+  ASSERT_FALSE(old.empty());
+  auto record = store().find(a)->record;
+  record.set_removed(true);
+  good(store().put_machine(record, {}));
+  rig_->pump(true);
+  points_.erase(a);
+  good(rig_->close());  // flushed: from now on they may go
+  good(rig_->open());
+  settle();
+  ASSERT_TRUE(cold_files().empty());
+  rig_->kill();  // and this is not
+  good(rig_->open());
+  const MachineId b = add_machine(2);
+  epochs(b, 1, 10);
+  rig_->clock().advance(2h);
+  epoch(b, 11);
+  settle();
+  const auto now = cold_files();
+  EXPECT_FALSE(now.empty());
+  for (const std::string& path : now) EXPECT_EQ(std::ranges::count(old, path), 0) << path;
+  expect_points("the other machine's");
+}
+
+TEST_F(SettlingTest, BlocksOfAnOpenEpochStayInTheLogUntilItIsCommitted) {
+  const MachineId machine = add_machine(1);
+  begin(machine, 1, 1);
+  for (std::uint64_t first = 0; first + 8 <= kDiskGranules; first += 8) {
+    write(machine, 1, {{first, 8}});
+    rig_->pump(true);
+  }
+  const std::uint64_t before = store().stats().segments;
+  ASSERT_GT(before, 5u);
+  settle();
+  EXPECT_EQ(store().stats().cold_segments, 0u);
+  EXPECT_EQ(store().stats().settler.blocks_moved, 0u);
+  EXPECT_GE(store().stats().segments, before);
+  rig_->cut_power();
+  good(rig_->open());
+  settle();
+  EXPECT_EQ(store().stats().cold_segments, 0u);
+  begin(machine, 1, 1);
+  commit(machine, 1);
+  expect_points("committed");
+  // The segment it ends in is still being written to.
+  epoch(machine, 2);
+  settle();
+  EXPECT_GT(store().stats().cold_segments, 0u);
+  EXPECT_LT(store().stats().segments, before / 2);
+  expect_points("settled");
+  rig_->kill();
+  lose_index_and_open();
+  expect_points("the index made again");
+}
+
+}  // namespace
+}  // namespace tidemark::storage
