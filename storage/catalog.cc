@@ -1,6 +1,8 @@
 #include "storage/catalog.h"
 
 #include <algorithm>
+#include <string_view>
+#include <unordered_set>
 
 #include "storage/epoch_progress.h"
 
@@ -57,7 +59,20 @@ Result<Catalog> Catalog::load(const Index& index) {
     }
     machine.show_open();
   }
+  for (const auto& [id, machine] : catalog.machines_) {
+    const pb::MachineRecord& record = machine.state.record;
+    if (record.has_clone() && !record.removed()) catalog.count_clone(record, 1);
+  }
   return catalog;
+}
+
+void Catalog::count_clone(const pb::MachineRecord& clone, int by) {
+  const auto parent = machine_from_bytes(clone.clone().parent());
+  const auto found = parent ? machines_.find(*parent) : machines_.end();
+  if (found == machines_.end()) return;
+  const EpochNumber epoch(clone.clone().epoch());
+  auto& cloned = found->second.state.cloned;
+  if ((cloned[epoch] += static_cast<std::uint32_t>(by)) == 0) cloned.erase(epoch);
 }
 
 const Catalog::Machine* Catalog::known(const MachineId& machine) const {
@@ -118,14 +133,64 @@ Result<pb::MachineRecord> Catalog::check_machine(const pb::MachineRecord& record
   }
   pb::MachineRecord whole = record;
   whole.clear_disks();
-  if (known_before != machines_.end()) *whole.mutable_disks() = known_before->second.state.record.disks();
+  whole.clear_clone();
+  if (known_before != machines_.end()) {
+    const MachineState& state = known_before->second.state;
+    if (record.removed() && !state.cloned.empty()) {
+      return fail(Code::busy, describe(*id),
+                  "clones stand on points of it: of epoch " + std::to_string(state.cloned.begin()->first.value()) +
+                      (state.cloned.size() > 1 ? " and others" : ""),
+                  "drop the clones first");
+    }
+    *whole.mutable_disks() = state.record.disks();
+    if (state.record.has_clone()) *whole.mutable_clone() = state.record.clone();
+  }
   return whole;
+}
+
+Result<std::vector<pb::MachineRecord>> Catalog::check_clones(const CloneBase& base, std::span<const CloneName> names,
+                                                             const std::string& by, WallMicros now_us) const {
+  if (known(base.parent) == nullptr) return fail(Code::not_found, describe(base.parent), "no such machine");
+  if (names.empty() || names.size() > kClonesAtOnceMax) {
+    return fail(Code::invalid_argument, describe(base.parent),
+                std::to_string(names.size()) + " clones are asked for, and 1 to " + std::to_string(kClonesAtOnceMax) +
+                    " can be made at once");
+  }
+  std::vector<pb::MachineRecord> records;
+  std::unordered_set<std::string_view> taken;
+  std::uint32_t volume = next_volume_;
+  for (const CloneName& clone : names) {
+    pb::MachineRecord wanted;
+    wanted.set_machine(machine_to_bytes(clone.id));
+    wanted.set_name(clone.name);
+    pb::MachineRecord& record = records.emplace_back(TIDEMARK_TRY(check_machine(wanted)));
+    if (machines_.contains(clone.id) || !taken.insert(clone.name).second) {
+      return fail(Code::already_exists, clone.name, "there is one of this name or identity already");
+    }
+    record.set_enrolled_us(now_us);
+    record.mutable_clone()->set_parent(machine_to_bytes(base.parent));
+    record.mutable_clone()->set_epoch(base.epoch.value());
+    record.mutable_clone()->set_created_us(now_us);
+    record.mutable_clone()->set_by(by);
+    record.mutable_clone()->set_depth(base.depth);
+    for (const pb::DiskRecord& disk : base.disks) {
+      pb::DiskRecord& own = *record.add_disks();
+      own.set_disk(disk.disk());
+      own.set_volume(volume++);
+      own.set_size(disk.size());
+      own.set_identity(disk.identity());
+      own.set_name(disk.name());
+    }
+  }
+  return records;
 }
 
 Result<Catalog::DiskChange> Catalog::check_disk(const MachineId& machine, const pb::DiskRecord& disk) const {
   const Machine* found = known(machine);
   if (found == nullptr) return fail(Code::not_found, describe(machine), "no such machine");
   const std::string object = describe(machine) + ", disk " + disk.name();
+  if (found->state.record.has_clone())
+    return fail(Code::invalid_argument, object, "it is a clone, and has the disks of its point");
   if (disk.identity().empty() || disk.identity().size() > limits::kTextLengthMax ||
       disk.name().size() > limits::kTextLengthMax) {
     return fail(Code::invalid_argument, object, "its identity or name is empty or too long");
@@ -172,6 +237,11 @@ Result<bool> Catalog::check_begin(const MachineId& machine, const pb::EpochBegin
     if (disk.size() == 0 || disk.size() > limits::kDiskSizeMax) {
       return fail(Code::protocol, describe(machine),
                   "an epoch gives disk " + std::to_string(disk.disk()) + " an impossible size");
+    }
+    const pb::MachineRecord& record = found->state.record;
+    if (record.has_clone() && record.disks(static_cast<int>(disk.disk())).size() != disk.size()) {
+      return fail(Code::protocol, describe(machine),
+                  "an epoch gives disk " + std::to_string(disk.disk()) + " another size, and a clone's stays as it is");
     }
   }
   if (found->begun) {
@@ -242,7 +312,12 @@ Result<bool> Catalog::check_abort(const MachineId& machine, EpochNumber number) 
 
 void Catalog::appended_machine(const MachineId& machine, const pb::MachineRecord& record) {
   Machine& known_machine = machines_[machine];
-  std::erase_if(names_, [&](const auto& name) { return name.second == machine; });
+  if (const pb::MachineRecord& before = known_machine.state.record; !before.name().empty()) {
+    const auto named = names_.find(before.name());
+    if (named != names_.end() && named->second == machine) names_.erase(named);
+    if (before.has_clone() && !before.removed()) count_clone(before, -1);
+  }
+  if (record.has_clone() && !record.removed()) count_clone(record, 1);
   for (const pb::DiskRecord& disk : record.disks()) next_volume_ = std::max(next_volume_, disk.volume() + 1);
   known_machine.state.record = record;
   if (record.removed()) {

@@ -8,13 +8,17 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/status.h"
+#include "storage/clone.h"
 #include "storage/commit_info.h"
 #include "storage/index.h"
 
@@ -33,6 +37,7 @@ struct MachineState {
   EpochNumber next_epoch{1};
   std::optional<pb::OpenEpochEntry> open_epoch;  // as far as durable; absent once its commit or abort is appended
   std::optional<EpochNumber> begun_epoch;        // the open epoch as far as appended: its begin may not be durable yet
+  std::map<EpochNumber, std::uint32_t> cloned;   // points that clones stand on, with how many there are
   WallMicros unchanged_as_of_us = 0;             // in memory only
 };
 
@@ -63,6 +68,10 @@ class Catalog {
   pb::EpochAbortRecord complete(const MachineId& machine, const pb::EpochAbortRecord& abort) const;
   Result<bool> check_abort(const MachineId& machine, EpochNumber number) const;  // true: nothing to write
 
+  // The records of clones of `base` (storage/clone.h) by these names: all, or none.
+  Result<std::vector<pb::MachineRecord>> check_clones(const CloneBase& base, std::span<const CloneName> names,
+                                                      const std::string& by, WallMicros now_us) const;
+
   // --- appended: after the log took the record ---
   void appended_machine(const MachineId& machine, const pb::MachineRecord& record);
   void appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin, Lsn lsn);
@@ -90,6 +99,7 @@ class Catalog {
     void show_open();
   };
   const Machine* known(const MachineId& machine) const;
+  void count_clone(const pb::MachineRecord& clone, int by);
   std::string describe(const MachineId& machine) const;
 
   std::unordered_map<MachineId, Machine> machines_;  // removed ones too

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "storage/file.h"
 #include "storage/index.h"
@@ -45,22 +46,29 @@ struct ReadContext {
   std::atomic<std::uint64_t> damaged_reads{0};
 };
 
-// What is read: one disk as of one commit.
-struct ReadTarget {
+// A volume as of one commit.
+struct ReadLayer {
   MachineId machine;
-  std::string machine_name;
-  DiskId disk;
   VolumeId volume;
   EpochNumber epoch;
   Lsn as_of;
-  std::uint64_t disk_size = 0;  // bytes
+};
+
+// What is read: one disk as of one commit. What no extent of a layer covers is what the next one has there; below the
+// last one are zeroes. A clone reads through to what it was made of (at most kCloneDepthMax of them).
+struct ReadTarget {
+  std::string machine_name;
+  DiskId disk;
+  EpochNumber epoch;              // of the machine that was asked for; 0: a clone that was never written to
+  std::uint64_t disk_size = 0;    // bytes
+  std::vector<ReadLayer> layers;  // the uppermost first; at least one
 };
 
 // The header and the stored bytes are the block that `extent` names, of this machine and disk; else what is wrong.
 std::optional<std::string> find_damage(const MachineId& machine, DiskId disk, const Extent& extent,
                                        const wire::BlockHeader& header, std::span<const std::byte> stored);
 
-// `context->uses` has the point already; the reader's end gives it back.
+// `context->uses` has the points of all layers already; the reader's end gives them back.
 std::unique_ptr<Reader> make_reader(std::shared_ptr<ReadContext> context, ReadTarget target);
 
 }  // namespace tidemark::storage

@@ -108,6 +108,7 @@ class Applier {
     }
     // A disk that shrank and grows again holds zeroes in between, not what once was there.
     if (machine.newest) {
+      zero_everywhere_ = machine.record->has_clone();
       for (const pb::DiskSizeRecord& disk : content.disks()) {
         for (const pb::DiskSizeRecord& before : machine.newest->disks()) {
           const auto volume = machine.volume(DiskId(disk.disk()));
@@ -136,6 +137,7 @@ class Applier {
     if (!machine.open && !index_.rebuilding) return inconsistent(record, "it has blocks, and no epoch is open");
     const auto volume = machine.volume(record.disk);
     if (!volume) return inconsistent(record, "it has blocks of a disk that no record before it tells of");
+    zero_everywhere_ = machine.record->has_clone();
     if (std::size_t{record.first_block} + record.block_count > commit.blocks.size()) {
       return inconsistent(record, "its blocks are not there");
     }
@@ -374,7 +376,7 @@ class Applier {
     mine_.clear();
     const auto zero = [](const BlockPlace& place) { return place.encoding == wire::Encoding::zero; };
     const bool any_wide = std::any_of(places.begin(), places.end(), [&](const BlockPlace& place) {
-      return zero(place) && ZeroRange(place.first_granule, place.granules).wide;
+      return zero(place) && ZeroRange(place.first_granule, place.granules, zero_everywhere_).wide;
     });
     if (!any_wide) return;
     for (const BlockPlace& place : places) {
@@ -390,7 +392,7 @@ class Applier {
 
   void note_zero_regions(std::uint64_t first, std::uint64_t count) {
     const auto noted =
-        ZeroRange(first, count)
+        ZeroRange(first, count, zero_everywhere_)
             .parts(
                 first, [&](std::uint32_t region, std::uint32_t, std::uint32_t) { mine_.push_back(region); },
                 [] { return Status(); });
@@ -398,7 +400,7 @@ class Applier {
   }
 
   Status zero_range(VolumeId volume, Lsn lsn, EpochNumber epoch, std::uint64_t first, std::uint64_t count) {
-    const ZeroRange range(first, count);
+    const ZeroRange range(first, count, zero_everywhere_);
     return range.parts(
         first,
         [&](std::uint32_t region, std::uint32_t from, std::uint32_t granules) {
@@ -611,6 +613,7 @@ class Applier {
   std::string value_;
   std::vector<Pending> pending_;
   std::vector<std::uint32_t> mine_;
+  bool zero_everywhere_ = false;  // the record is of a clone
   Delta delta_;
   std::unordered_map<MachineId, IndexedMachine> machines_;
   MachineId last_id_;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "storage/epoch_progress.h"
 #include "storage/partition_impl.h"
 
@@ -128,6 +129,18 @@ void Partition::Impl::note_counters() {
   counters = log->counters();
 }
 
+// --- clones ---
+
+void Partition::Impl::hold_parent(const pb::MachineRecord& clone) {
+  const auto parent = machine_from_bytes(clone.clone().parent());
+  if (parent) TIDEMARK_CHECK(context->uses.begin(*parent, EpochNumber(clone.clone().epoch())));
+}
+
+void Partition::Impl::release_parent(const pb::MachineRecord& clone) {
+  const auto parent = machine_from_bytes(clone.clone().parent());
+  if (parent) context->uses.end(*parent, EpochNumber(clone.clone().epoch()));
+}
+
 // --- the background ---
 
 void Partition::Impl::housekeeping() {
@@ -228,7 +241,34 @@ Status Partition::put_machine(const pb::MachineRecord& record, std::function<voi
   const MachineId machine = TIDEMARK_TRY(machine_from_bytes(whole.machine()));
   const Lsn lsn = TIDEMARK_TRY(impl_->append(RecordType::machine, machine, whole));
   impl_->catalog.appended_machine(machine, whole);
-  if (durable) impl_->waiting.emplace_back(lsn, std::move(durable));
+  const bool dropped = whole.removed() && whole.has_clone();
+  if (durable || dropped) {
+    impl_->waiting.emplace_back(lsn, [impl = impl_.get(), dropped, whole, durable = std::move(durable)](Status done) {
+      if (done && dropped) impl->release_parent(whole);
+      if (durable) durable(std::move(done));
+    });
+  }
+  return {};
+}
+
+Status Partition::create_clones(const CloneBase& base, std::span<const CloneName> names, const std::string& by,
+                                WallMicros now_us, std::function<void(Status)> durable) {
+  const auto records = TIDEMARK_TRY(impl_->catalog.check_clones(base, names, by, now_us));
+  TIDEMARK_TRY(impl_->check_space());
+  std::size_t bytes = 0;
+  for (const pb::MachineRecord& record : records) bytes += record.ByteSizeLong() + limits::kIoAlignment;
+  if (impl_->room() < bytes) {
+    impl_->wanted_room = std::max(impl_->wanted_room, bytes);
+    return fail(Code::busy, impl_->directory, "the log has no room for that many records now", "try again");
+  }
+  Lsn last;
+  for (const pb::MachineRecord& record : records) {
+    const MachineId clone = TIDEMARK_TRY(machine_from_bytes(record.machine()));
+    last = TIDEMARK_TRY(impl_->append(RecordType::machine, clone, record));
+    impl_->catalog.appended_machine(clone, record);
+    impl_->hold_parent(record);
+  }
+  impl_->waiting.emplace_back(last, std::move(durable));
   return {};
 }
 

@@ -18,6 +18,7 @@
 #include "base/ids.h"
 #include "base/status.h"
 #include "storage/catalog.h"
+#include "storage/clone.h"
 #include "storage/file.h"
 #include "storage/index.h"
 #include "storage/log.h"
@@ -89,6 +90,15 @@ class Partition {
   // that follows.
   Result<pb::DiskRecord> open_disk(const MachineId& machine, const pb::DiskRecord& disk);
 
+  // --- clones (storage/clone.h) ---
+  // Any thread. What clones of this machine (or clone) at `epoch` are made of. Code::not_found: there is no such point,
+  // or it is going; busy: they would be more than kCloneDepthMax deep.
+  Result<CloneBase> clone_base(const MachineId& machine, EpochNumber epoch, std::chrono::milliseconds timeout);
+  // Makes them, all or none; `durable` is called once they are. Code::busy: no room in the log now. They are dropped as
+  // machines are removed; a machine that others stand on cannot be (Code::busy).
+  Status create_clones(const CloneBase& base, std::span<const CloneName> names, const std::string& by,
+                       WallMicros now_us, std::function<void(Status)> durable);
+
   // --- epochs: the caller has checked the order (wire/server_session.h) and the blocks (wire::check_blocks) ---
   // Each fails with Code::busy, having done nothing, when the log has no room now. begin_epoch and append_blocks fail
   // with Code::no_space while the file system has less than free_space_min left; commits and aborts are still taken.
@@ -114,12 +124,14 @@ class Partition {
   Status close();
 
   // --- any thread ---
-  // Waits (bounded by `timeout`) until the index has the epoch. Code::not_found names what is there instead.
+  // Waits (bounded by `timeout`) until the index has the epoch. Code::not_found names what is there instead. Of a
+  // clone, epoch 0 is the point that it stands on.
   Result<std::unique_ptr<Reader>> read(const MachineId& machine, DiskId disk, EpochNumber epoch,
                                        std::chrono::milliseconds timeout);
   Result<std::vector<pb::EpochEntry>> epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy,
                                              std::chrono::milliseconds timeout);
-  // The newest point at or before `time_us` (nullopt: the newest of all).
+  // The newest point at or before `time_us` (nullopt: the newest of all). Of a clone that was never written to: number
+  // 0, with the times and disks of the point that it stands on.
   Result<pb::EpochEntry> point_at(const MachineId& machine, std::optional<WallMicros> time_us,
                                   std::chrono::milliseconds timeout);
 

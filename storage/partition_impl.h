@@ -50,8 +50,15 @@ struct Partition::Impl final : Log::Listener, Catalog::Visitor {
   // What the settler wants the log to tell.
   void append_records();
 
+  // What clones stand on is not dropped while they are there.
+  void hold_parent(const pb::MachineRecord& clone);
+  void release_parent(const pb::MachineRecord& clone);
+
   // Waits until everything durable by now is in the index.
   Status wait_indexed(std::chrono::milliseconds timeout);
+  // Code::not_found: there is none, or it was removed.
+  Result<pb::EpochEntry> find_epoch(const MachineId& machine, EpochNumber epoch, std::chrono::milliseconds timeout);
+  Result<pb::MachineRecord> find_record(const MachineId& machine, std::chrono::milliseconds timeout);
 
   FileSystem& files;
   const std::string directory;

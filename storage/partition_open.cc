@@ -240,6 +240,9 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
     }
   }
   impl->catalog = TIDEMARK_TRY(Catalog::load(impl->index()));
+  impl->catalog.for_each_machine([&](const MachineState& machine) {
+    if (machine.record.has_clone()) impl->hold_parent(machine.record);
+  });
   impl->durable_lsn = recovery.tail.last_lsn.value();
   impl->last_lsn = recovery.tail.last_lsn.value();
   impl->refresh_space();

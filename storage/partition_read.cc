@@ -2,6 +2,7 @@
 // durable when the question came.
 #include <fmt/format.h>
 
+#include "storage/epoch_progress.h"
 #include "storage/partition_impl.h"
 
 namespace tidemark::storage {
@@ -23,52 +24,147 @@ Status Partition::Impl::wait_indexed(std::chrono::milliseconds timeout) {
               error ? error->message() : "try again");
 }
 
-Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId disk, EpochNumber epoch,
-                                                std::chrono::milliseconds timeout) {
-  Index& index = impl_->index();
-  auto entry = TIDEMARK_TRY(index.epoch(machine, epoch));
-  if (!entry) {
-    TIDEMARK_TRY(impl_->wait_indexed(timeout));
-    entry = TIDEMARK_TRY(index.epoch(machine, epoch));
+namespace {
+
+// Holds points in PointUses as long as it lives.
+class PointHolds {
+ public:
+  explicit PointHolds(std::shared_ptr<ReadContext> context) : context_(std::move(context)) {}
+  ~PointHolds() {
+    for (const auto& [machine, epoch] : held_) context_->uses.end(machine, epoch);
   }
-  const auto record = index.machine(machine);
-  if (!record || record->removed()) return no_machine(machine);
-  const std::string object = "machine " + record->name();
-  if (!entry) {
-    const auto newest = index.newest_epoch(machine);
-    return fail(Code::not_found, object,
-                newest ? fmt::format("there is no epoch {}; the newest is {}", epoch.value(), newest->number())
-                       : "it has no epoch yet");
-  }
-  ReadTarget target{.machine = machine,
-                    .machine_name = record->name(),
-                    .disk = disk,
-                    .volume = VolumeId(),
-                    .epoch = epoch,
-                    .as_of = Lsn(entry->commit_lsn()),
-                    .disk_size = 0};
-  for (const pb::DiskRecord& known : record->disks()) {
-    if (known.disk() == disk.value()) target.volume = VolumeId(known.volume());
-  }
-  std::string present;
-  for (const pb::DiskSizeRecord& known : entry->disks()) {
-    if (known.disk() == disk.value()) target.disk_size = known.size();
-    present += (present.empty() ? "" : ", ") + std::to_string(known.disk());
-  }
-  if (target.volume == VolumeId() || target.disk_size == 0) {
-    return fail(Code::not_found, object,
-                fmt::format("epoch {} has no disk {}; it has: {}", epoch.value(), disk.value(),
-                            present.empty() ? "none" : present));
-  }
-  // From here on it is not dropped; and if it was just now, it is not read.
-  if (!impl_->context->uses.begin(machine, epoch)) {
-    return fail(Code::not_found, object, fmt::format("epoch {} is being dropped", epoch.value()));
-  }
-  auto reader = make_reader(impl_->context, std::move(target));
-  if (!TIDEMARK_TRY(index.epoch(machine, epoch))) {
+  PointHolds(const PointHolds&) = delete;
+  PointHolds& operator=(const PointHolds&) = delete;
+
+  // From here on it is not dropped; and if it was just now, it is not held.
+  Status hold(const MachineId& machine, EpochNumber epoch, const std::string& object) {
+    if (!context_->uses.begin(machine, epoch)) {
+      return fail(Code::not_found, object, fmt::format("epoch {} is being dropped", epoch.value()));
+    }
+    held_.emplace_back(machine, epoch);
+    if (TIDEMARK_TRY(context_->index->epoch(machine, epoch))) return {};
     return fail(Code::not_found, object, fmt::format("epoch {} was dropped", epoch.value()));
   }
-  return reader;
+  void hand_over() { held_.clear(); }  // somebody else ends the uses
+
+ private:
+  const std::shared_ptr<ReadContext> context_;
+  std::vector<std::pair<MachineId, EpochNumber>> held_;
+};
+
+struct Base {
+  MachineId machine;
+  EpochNumber epoch;
+};
+
+Result<Base> base_of(const pb::MachineRecord& clone) {
+  return Base{.machine = TIDEMARK_TRY(machine_from_bytes(clone.clone().parent())),
+              .epoch = EpochNumber(clone.clone().epoch())};
+}
+
+bool stands_on_a_point(const pb::MachineRecord& record, EpochNumber epoch) {
+  return epoch == EpochNumber() && record.has_clone();
+}
+
+}  // namespace
+
+// Waits for the index when it does not have it yet.
+Result<pb::EpochEntry> Partition::Impl::find_epoch(const MachineId& machine, EpochNumber epoch,
+                                                   std::chrono::milliseconds timeout) {
+  auto entry = TIDEMARK_TRY(index().epoch(machine, epoch));
+  if (!entry) {
+    TIDEMARK_TRY(wait_indexed(timeout));
+    entry = TIDEMARK_TRY(index().epoch(machine, epoch));
+  }
+  const auto record = index().machine(machine);
+  if (!record || record->removed()) return no_machine(machine);
+  if (entry) return *std::move(entry);
+  const auto newest = index().newest_epoch(machine);
+  return fail(Code::not_found, "machine " + record->name(),
+              newest ? fmt::format("there is no epoch {}; the newest is {}", epoch.value(), newest->number())
+                     : "it has no epoch yet");
+}
+
+Result<pb::MachineRecord> Partition::Impl::find_record(const MachineId& machine, std::chrono::milliseconds timeout) {
+  auto record = index().machine(machine);
+  if (!record) {
+    TIDEMARK_TRY(wait_indexed(timeout));
+    record = index().machine(machine);
+  }
+  if (!record || record->removed()) return no_machine(machine);
+  return *std::move(record);
+}
+
+Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId disk, EpochNumber epoch,
+                                                std::chrono::milliseconds timeout) {
+  auto record = TIDEMARK_TRY(impl_->find_record(machine, timeout));
+  const std::string object = (record.has_clone() ? "clone " : "machine ") + record.name();
+  ReadTarget target{.machine_name = record.name(), .disk = disk, .epoch = epoch, .disk_size = 0, .layers = {}};
+  PointHolds holds(impl_->context);
+  std::string present;
+  Base at{.machine = machine, .epoch = epoch};
+  if (stands_on_a_point(record, epoch)) {
+    at = TIDEMARK_TRY(base_of(record));
+    record = TIDEMARK_TRY(impl_->find_record(at.machine, timeout));
+  }
+  for (;;) {
+    const auto entry = TIDEMARK_TRY(impl_->find_epoch(at.machine, at.epoch, timeout));
+    TIDEMARK_TRY(holds.hold(at.machine, at.epoch, object));
+    if (target.layers.empty()) {
+      for (const pb::DiskSizeRecord& known : entry.disks()) {
+        if (known.disk() == disk.value()) target.disk_size = known.size();
+        present += (present.empty() ? "" : ", ") + std::to_string(known.disk());
+      }
+    }
+    ReadLayer layer{.machine = at.machine, .volume = VolumeId(), .epoch = at.epoch, .as_of = Lsn(entry.commit_lsn())};
+    for (const pb::DiskRecord& known : record.disks()) {
+      if (known.disk() == disk.value()) layer.volume = VolumeId(known.volume());
+    }
+    if (layer.volume == VolumeId() || target.disk_size == 0) {
+      return fail(Code::not_found, object,
+                  fmt::format("epoch {} has no disk {}; it has: {}", epoch.value(), disk.value(),
+                              present.empty() ? "none" : present));
+    }
+    target.layers.push_back(layer);
+    if (!record.has_clone()) break;
+    at = TIDEMARK_TRY(base_of(record));
+    record = TIDEMARK_TRY(impl_->find_record(at.machine, timeout));
+  }
+  holds.hand_over();
+  return make_reader(impl_->context, std::move(target));
+}
+
+Result<CloneBase> Partition::clone_base(const MachineId& machine, EpochNumber epoch,
+                                        std::chrono::milliseconds timeout) {
+  auto record = TIDEMARK_TRY(impl_->find_record(machine, timeout));
+  CloneBase base{.parent = machine, .epoch = epoch, .depth = 0, .disks = {}, .hold = {}};
+  if (stands_on_a_point(record, epoch)) {
+    // It has nothing of its own: what it stands on will do.
+    const Base below = TIDEMARK_TRY(base_of(record));
+    base.parent = below.machine;
+    base.epoch = below.epoch;
+    record = TIDEMARK_TRY(impl_->find_record(below.machine, timeout));
+  }
+  const std::string object = (record.has_clone() ? "clone " : "machine ") + record.name();
+  base.depth = record.clone().depth() + 1;
+  if (base.depth > kCloneDepthMax) {
+    return fail(Code::busy, object,
+                fmt::format("it is a clone of {} others already, and {} is as deep as clones go",
+                            record.clone().depth(), kCloneDepthMax),
+                "clone one further down, or export it");
+  }
+  const auto entry = TIDEMARK_TRY(impl_->find_epoch(base.parent, base.epoch, timeout));
+  const auto holds = std::make_shared<PointHolds>(impl_->context);
+  TIDEMARK_TRY(holds->hold(base.parent, base.epoch, object));
+  for (const pb::DiskRecord& disk : record.disks()) {
+    pb::DiskRecord& of_clone = base.disks.emplace_back(disk);
+    of_clone.set_size(0);
+    for (const pb::DiskSizeRecord& size : entry.disks()) {
+      if (size.disk() == disk.disk()) of_clone.set_size(size.size());
+    }
+  }
+  base.hold = holds;
+  return base;
 }
 
 Result<std::vector<pb::EpochEntry>> Partition::epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy,
@@ -82,6 +178,12 @@ Result<std::vector<pb::EpochEntry>> Partition::epochs(const MachineId& machine, 
 Result<pb::EpochEntry> Partition::point_at(const MachineId& machine, std::optional<WallMicros> time_us,
                                            std::chrono::milliseconds timeout) {
   const auto points = TIDEMARK_TRY(epochs(machine, time_us ? 0 : 1, false, timeout));
+  if (const auto record = impl_->index().machine(machine); points.empty() && record && record->has_clone()) {
+    const Base base = TIDEMARK_TRY(base_of(*record));
+    auto entry = TIDEMARK_TRY(impl_->find_epoch(base.machine, base.epoch, timeout));
+    entry.set_number(0);
+    return entry;
+  }
   for (const pb::EpochEntry& point : points) {
     if (!time_us || point.time_us() <= *time_us) return point;
   }

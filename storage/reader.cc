@@ -28,7 +28,9 @@ class DiskReader final : public Reader {
  public:
   DiskReader(std::shared_ptr<ReadContext> context, ReadTarget target)
       : context_(std::move(context)), target_(std::move(target)) {}
-  ~DiskReader() override { context_->uses.end(target_.machine, target_.epoch); }
+  ~DiskReader() override {
+    for (const ReadLayer& layer : target_.layers) context_->uses.end(layer.machine, layer.epoch);
+  }
 
   std::uint64_t disk_size() const override { return target_.disk_size; }
   EpochNumber epoch() const override { return target_.epoch; }
@@ -85,14 +87,16 @@ class DiskReader final : public Reader {
     std::uint64_t end = offset + length;
     // Past what was never written in one step, then as much as one lookup may hold.
     const auto region = static_cast<std::uint32_t>(offset / limits::kRegionSize);
-    const auto next = TIDEMARK_TRY(context_->index->regions(target_.volume, region, 1));
-    const std::uint64_t written =
-        next.empty() ? end : std::max(offset, std::uint64_t{next.front()} * limits::kRegionSize);
+    std::uint64_t written = end;
+    for (const ReadLayer& layer : target_.layers) {
+      const auto next = TIDEMARK_TRY(context_->index->regions(layer.volume, region, 1));
+      if (!next.empty())
+        written = std::min(written, std::max(offset, std::uint64_t{next.front()} * limits::kRegionSize));
+    }
     end = std::min(end, written + kMapWindow);
     const std::uint64_t first = offset / kGranule;
     const std::uint64_t count = (end + kGranule - 1) / kGranule - first;
-    const auto extents =
-        TIDEMARK_TRY(context_->index->lookup(target_.machine, target_.volume, target_.as_of, first, count));
+    const auto extents = TIDEMARK_TRY(lookup(first, count));
     std::uint64_t at = offset;
     const auto add = [&](std::uint64_t until, bool zero) {
       until = std::min(until, end);
@@ -104,7 +108,7 @@ class DiskReader final : public Reader {
       }
       at = until;
     };
-    for (const Extent& extent : extents) {
+    for (const LayerExtent& extent : extents) {
       if (extent.encoding == wire::Encoding::zero) continue;
       add(extent.first_granule * kGranule, true);
       add((extent.first_granule + extent.granules) * kGranule, false);
@@ -124,12 +128,51 @@ class DiskReader final : public Reader {
     return fmt::format("machine {}, disk {}", target_.machine_name, target_.disk.value());
   }
 
+  struct LayerExtent : Extent {
+    const ReadLayer* layer = nullptr;
+  };
+
+  // What shows of all layers together, in order.
+  Result<std::vector<LayerExtent>> lookup(std::uint64_t first, std::uint64_t count) const {
+    std::vector<LayerExtent> shown;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> open{{first, first + count}};  // not covered so far
+    for (const ReadLayer& layer : target_.layers) {
+      if (open.empty()) break;
+      const std::uint64_t from = open.front().first;
+      const auto extents = TIDEMARK_TRY(
+          context_->index->lookup(layer.machine, layer.volume, layer.as_of, from, open.back().second - from));
+      std::vector<std::pair<std::uint64_t, std::uint64_t>> still_open;
+      auto extent = extents.begin();
+      for (auto [at, end] : open) {
+        while (extent != extents.end() && extent->first_granule + extent->granules <= at) ++extent;
+        // One may reach over several gaps.
+        for (auto part = extent; part != extents.end() && part->first_granule < end; ++part) {
+          const std::uint64_t start = std::max(at, part->first_granule);
+          const std::uint64_t stop = std::min(end, part->first_granule + part->granules);
+          if (start > at) still_open.emplace_back(at, start);
+          LayerExtent& piece = shown.emplace_back();
+          static_cast<Extent&>(piece) = *part;
+          piece.layer = &layer;
+          piece.first_granule = start;
+          piece.granules = static_cast<std::uint32_t>(stop - start);
+          at = stop;
+        }
+        if (at < end) still_open.emplace_back(at, end);
+      }
+      open = std::move(still_open);
+    }
+    if (target_.layers.size() > 1) {
+      std::sort(shown.begin(), shown.end(),
+                [](const Extent& a, const Extent& b) { return a.first_granule < b.first_granule; });
+    }
+    return shown;
+  }
+
   // Whole granules, at most kWindow of them.
   Status read_granules(std::uint64_t first, std::span<std::byte> to) {
     // From the look into the index to the last read no segment is used again; between reads any may be.
     const ReaderPins::Scope pinned(context_->pins);
-    auto extents = TIDEMARK_TRY(
-        context_->index->lookup(target_.machine, target_.volume, target_.as_of, first, to.size() / kGranule));
+    auto extents = TIDEMARK_TRY(lookup(first, to.size() / kGranule));
     std::memset(to.data(), 0, to.size());
     std::erase_if(extents, [](const Extent& extent) { return extent.encoding == wire::Encoding::zero; });
     std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) {
@@ -154,7 +197,7 @@ class DiskReader final : public Reader {
   }
 
   // One read of one segment, and the blocks in it.
-  Status read_piece(std::span<const Extent> extents, std::uint64_t start, std::uint64_t end, std::uint64_t first,
+  Status read_piece(std::span<const LayerExtent> extents, std::uint64_t start, std::uint64_t end, std::uint64_t first,
                     std::span<std::byte> to) {
     const std::size_t size = round_up(end, limits::kIoAlignment) - start;
     if (piece_.size() < size) piece_ = AlignedBuffer(std::max<std::size_t>(size, kReadMax + kGapMax));
@@ -163,8 +206,8 @@ class DiskReader final : public Reader {
     const auto read = (*file)->read_at(start, piece_.span().first(size));
     if (!read) return damaged(extents.front(), read.error().code, read.error().what);
     if (start + *read < end) return damaged(extents.front(), Code::corrupt, "the segment ends before it");
-    const Extent* decoded = nullptr;  // parts of one block stand next to each other: it is decoded once
-    for (const Extent& extent : extents) {
+    const LayerExtent* decoded = nullptr;  // parts of one block stand next to each other: it is decoded once
+    for (const LayerExtent& extent : extents) {
       const std::span<const std::byte> block =
           piece_.span().subspan(extent.offset - start, end_of(extent) - extent.offset);
       wire::BlockHeader header;
@@ -186,14 +229,14 @@ class DiskReader final : public Reader {
     return {};
   }
 
-  Status check(const Extent& extent, wire::BlockHeader& header, std::span<const std::byte> stored) {
+  Status check(const LayerExtent& extent, wire::BlockHeader& header, std::span<const std::byte> stored) {
     if (planted(Planted::skip_block_checksum)) {
       header.granules = extent.block_granules;
       header.stored_size = extent.stored_size;
       header.encoding = static_cast<std::uint8_t>(extent.encoding);
       return {};
     }
-    const auto damage = find_damage(target_.machine, target_.disk, extent, header, stored);
+    const auto damage = find_damage(extent.layer->machine, target_.disk, extent, header, stored);
     return damage ? Status(damaged(extent, Code::corrupt, *damage)) : Status();
   }
 

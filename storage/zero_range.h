@@ -19,11 +19,12 @@ struct ZeroRange {
   std::uint64_t first_whole = 0, end_whole = 0;  // regions
   bool wide = false;
 
-  ZeroRange(std::uint64_t first, std::uint64_t count)
+  // `everywhere`: of a clone's volume, where what is not written shows what the clone was made of.
+  ZeroRange(std::uint64_t first, std::uint64_t count, bool everywhere)
       : end(first + count),
         first_whole(round_up(first, limits::kRegionGranules) / limits::kRegionGranules),
         end_whole(end / limits::kRegionGranules),
-        wide(end_whole > first_whole && end_whole - first_whole > kNarrowRegions) {}
+        wide(!everywhere && end_whole > first_whole && end_whole - first_whole > kNarrowRegions) {}
 
   // Calls visit(region, first granule in it, count) for each region; the whole ones of a wide range are one call
   // of wide_part().

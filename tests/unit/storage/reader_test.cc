@@ -96,13 +96,13 @@ class ReaderTest : public ::testing::Test {
 
   std::unique_ptr<Reader> reader(std::uint64_t epoch = 1) {
     EXPECT_TRUE(context_->uses.begin(machine_, EpochNumber(epoch)));
-    return make_reader(context_, {.machine = machine_,
-                                  .machine_name = "web1",
-                                  .disk = DiskId(0),
-                                  .volume = VolumeId(1),
-                                  .epoch = EpochNumber(epoch),
-                                  .as_of = as_of_,
-                                  .disk_size = kDiskSize});
+    return make_reader(
+        context_,
+        {.machine_name = "web1",
+         .disk = DiskId(0),
+         .epoch = EpochNumber(epoch),
+         .disk_size = kDiskSize,
+         .layers = {{.machine = machine_, .volume = VolumeId(1), .epoch = EpochNumber(epoch), .as_of = as_of_}}});
   }
   std::vector<std::byte> expected(std::uint64_t offset, std::uint64_t length) const {
     std::vector<std::byte> all(content_.granules.size() * limits::kGranuleSize);
