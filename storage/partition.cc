@@ -14,6 +14,12 @@
 
 namespace tidemark::storage {
 
+namespace {
+
+constexpr std::size_t kRecordOverhead = 128;  // in a commit, roughly and rather too much
+
+}  // namespace
+
 Partition::Impl::Impl(FileSystem& file_system, std::string path, const PartitionOptions& partition_options,
                       IoQueue& io_queue, Partition::Listener& to)
     : files(file_system), directory(std::move(path)), options(partition_options), queue(io_queue), listener(to) {}
@@ -256,7 +262,7 @@ Status Partition::create_clones(const CloneBase& base, std::span<const CloneName
   const auto records = TIDEMARK_TRY(impl_->catalog.check_clones(base, names, by, now_us));
   TIDEMARK_TRY(impl_->check_space());
   std::size_t bytes = 0;
-  for (const pb::MachineRecord& record : records) bytes += record.ByteSizeLong() + limits::kIoAlignment;
+  for (const pb::MachineRecord& record : records) bytes += record.ByteSizeLong() + kRecordOverhead;
   if (impl_->room() < bytes) {
     impl_->wanted_room = std::max(impl_->wanted_room, bytes);
     return fail(Code::busy, impl_->directory, "the log has no room for that many records now", "try again");

@@ -209,6 +209,9 @@ TEST_F(CloneTest, OfAnUnwrittenCloneStandsOnThePointItself) {
 }
 
 TEST_F(CloneTest, AThousandInOneCall) {
+  PartitionOptions options = testing::settling_options();
+  options.segment_size = 4 << 20;
+  start(options);
   const MachineId web = add_machine(1);
   epochs(web, 1, 2);
   std::vector<CloneName> names;
@@ -218,9 +221,11 @@ TEST_F(CloneTest, AThousandInOneCall) {
     bytes[1] = std::byte{1};
     names.push_back({MachineId(bytes), "clone:drill-" + std::to_string(i)});
   }
-  const auto from = base(web, 2);
-  ASSERT_TRUE(from);
-  good(create(*from, names));
+  {
+    const auto from = base(web, 2);
+    ASSERT_TRUE(from);
+    good(create(*from, names));
+  }
   EXPECT_EQ(store().find(web)->cloned.at(EpochNumber(2)), 1000u);
   rig_->cut_power();
   good(rig_->open());
