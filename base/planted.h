@@ -1,6 +1,6 @@
 // Planted bugs: faults built in on purpose, one at a time, to prove that the tests would find them (tests/planted).
-// Only the test library that is compiled with TIDEMARK_PLANTED_BUGS can switch one on; everywhere else the
-// condition is the constant false and costs nothing.
+// Only what the tests compile with TIDEMARK_PLANTED_BUGS (tests/planted, tests/powercut) can switch one on; everywhere
+// else the condition is the constant false and costs nothing.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@ enum class Planted : std::uint8_t {
   fold_forgets_points,    // a fold goes by the newest point alone
   settled_unsynced,       // a cold segment is referred to before it is durable
   freed_before_flush,     // a segment is used again while only memory knows that nothing refers to it
+  log_unsynced,           // a commit is written without RWF_DSYNC: it may never leave the disk's cache
 };
 
 #ifdef TIDEMARK_PLANTED_BUGS

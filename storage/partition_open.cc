@@ -5,9 +5,11 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <optional>
 #include <unordered_map>
 
 #include "base/random.h"
+#include "base/thread_task.h"
 #include "storage/epoch_progress.h"
 #include "storage/partition_impl.h"
 
@@ -187,6 +189,8 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
   RecoveryOptions recovery_options{.partition = id, .salt = superblock.salt, .mark = mark, .begin = {}, .released = {}};
   auto released = read_released(files, directory);
   const bool from_the_begin = mark.segment == SegmentId();
+  std::optional<ThreadTask> task;
+  if (from_the_begin) task.emplace("td-rebuild");
   if (released) {
     if (from_the_begin) {
       recovery_options.begin = released->begin;
@@ -222,6 +226,7 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
   }
   TIDEMARK_TRY(replay.finish());
   if (from_the_begin) TIDEMARK_TRY(impl->index().end_rebuild());
+  task.reset();
   TIDEMARK_TRY(tidy_cold(files, directory, impl->index(), *impl->manifest));
   if (!opened.index_rebuilt.empty()) {
     spdlog::warn("event=index_rebuilt path={} reason=\"{}\" commits={} bytes={}", index_directory, opened.index_rebuilt,

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/thread_task.h"
 #include "storage/epoch_progress.h"
 #include "storage/segment_keeper.h"
 #include "storage/settler_impl.h"
@@ -107,6 +108,7 @@ bool Settler::in_flight(const MachineId& machine) {
 // --- the loop ---
 
 void Settler::run() {
+  ::pthread_setname_np(::pthread_self(), "td-settler");
   // Behind everything else that runs here: CPU and disk.
   const auto thread = static_cast<id_t>(syscall(SYS_gettid));
   setpriority(PRIO_PROCESS, thread, 10);
@@ -116,8 +118,10 @@ void Settler::run() {
     if (work()) continue;
     std::unique_lock lock(mutex_);
     wake_.wait_for(lock, kTick, [&] { return stopping() || !drops_.empty(); });
-    // Drops that cannot be done yet are looked at again in a while, not at once.
-    if (!stopping() && !drops_.empty()) wake_.wait_for(lock, kTick / 10, [&] { return stopping(); });
+    if (stopping() || drops_.empty()) continue;
+    // Drops that cannot be done yet, or that the index has yet to hear of, are looked at again in a while, not at once.
+    const ThreadTask task("td-drop");
+    wake_.wait_for(lock, kTick / 10, [&] { return stopping(); });
   }
 }
 
@@ -159,6 +163,8 @@ Result<bool> Settler::drop_some() {
     const std::lock_guard lock(mutex_);
     asked.assign(drops_.begin(), drops_.end());
   }
+  if (asked.empty()) return false;
+  const ThreadTask task("td-drop");
   bool did = false;
   for (auto& [machine, epochs] : asked) {
     if (in_flight(machine)) continue;
@@ -260,6 +266,7 @@ Result<bool> Settler::fold_some() {
     }
     if (!fold_) return false;
   }
+  const ThreadTask task("td-fold");
   if (fold_->volumes.empty()) {
     fold_.reset();
     return true;

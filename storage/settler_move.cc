@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/thread_task.h"
 #include "base/units.h"
 #include "storage/epoch_progress.h"
 #include "storage/segment_keeper.h"
@@ -34,6 +35,7 @@ Result<Settler::Machine> Settler::load_machine(const Index& index, const Machine
 }
 
 Status Settler::settle(const std::vector<SegmentId>& victims) {
+  const ThreadTask task("td-settle");
   Move move;
   move.victims.insert(victims.begin(), victims.end());
   for (const pb::MachineRecord& record : index().machines()) {

@@ -9,6 +9,7 @@
 #include <deque>
 
 #include "base/check.h"
+#include "base/planted.h"
 #include "storage/system_files.h"
 
 namespace tidemark::storage {
@@ -106,7 +107,7 @@ class UringQueue final : public IoQueue {
     const auto size = static_cast<unsigned>(operation.size);
     if (operation.write) {
       io_uring_prep_write(sqe, operation.fd, operation.data, size, operation.offset);
-      sqe->rw_flags = RWF_DSYNC;
+      sqe->rw_flags = planted(Planted::log_unsynced) ? 0 : RWF_DSYNC;
     } else {
       io_uring_prep_read(sqe, operation.fd, operation.data, size, operation.offset);
     }
