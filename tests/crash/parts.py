@@ -156,6 +156,9 @@ class Server:
         for index in sorted(self.data.glob("partition-*/index")):
             gone = index.with_name("index.gone")
             index.rename(gone)
+            directory = os.open(index.parent, os.O_RDONLY)
+            os.fsync(directory)
+            os.close(directory)
             shutil.rmtree(gone)
 
     def halt(self):
