@@ -18,6 +18,11 @@ enum class Planted : std::uint8_t {
   settled_unsynced,       // a cold segment is referred to before it is durable
   freed_before_flush,     // a segment is used again while only memory knows that nothing refers to it
   log_unsynced,           // a commit is written without RWF_DSYNC: it may never leave the disk's cache
+  mark_ahead_of_data,     // the index's mark is durable before what it covers
+  fold_takes_open_data,   // a fold lets data of an open epoch hide committed data
+  stale_incarnation,      // recovery follows the log by position, not by who wrote it last
+  clone_not_held,         // a restart forgets which points clones stand on
+  prune_ignores_pins,     // the ladder drops pinned points
 };
 
 #ifdef TIDEMARK_PLANTED_BUGS

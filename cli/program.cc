@@ -8,6 +8,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "cli/clones.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/retention.h"
@@ -32,6 +33,8 @@ struct Options {
   std::string reason;
   LadderRequest ladder;
   PinRequest pin;
+  CloneRequest clone;
+  std::vector<std::string> names;
   std::uint64_t limit = 0;
   bool fuzzy = false;
   ExportRequest exported;
@@ -224,6 +227,33 @@ void add_pin_commands(CLI::App& app, Options& options) {
   add_at(keep, options.at);
 }
 
+void add_clone_commands(CLI::App& app, Options& options) {
+  CLI::App* const clone = app.add_subcommand("clone", "writable copies of a point, made at once: create, list, drop");
+  clone->require_subcommand(0, 1)->fallthrough();
+  CLI::App* const create =
+      add_command(*clone, options, "create", "makes a clone of a recovery point",
+                  "A clone costs nothing until it is written to, disturbs nothing, and keeps its point from going. "
+                  "Where a machine\n"
+                  "is named, clone:NAME names a clone: it can be exported, verified, and cloned in turn.\n"
+                  "Examples:\n  tidemark clone create web1 --at latest --name check\n"
+                  "  tidemark clone create web1 --at -1h --name drill --count 50     drill-1 to drill-50, all or none",
+                  [&](Context& context) {
+                    options.clone.at = options.at;
+                    options.clone.name = options.name;
+                    return create_clones(context, options.machine, options.clone);
+                  });
+  add_machine(create, options);
+  add_at(create, options.at);
+  create->add_option("--name", options.name, "what to call it (default: MACHINE-EPOCH)");
+  create->add_option("--count", options.clone.count, "so many at once, NAME-1 to NAME-COUNT")
+      ->check(CLI::Range(1, 1024));
+  add_command(*clone, options, "list", "lists all clones and what they stand on", "",
+              [](Context& context) { return list_clones(context); });
+  CLI::App* const drop = add_command(*clone, options, "drop", "drops clones, with what was written to them", "",
+                                     [&](Context& context) { return drop_clones(context, options.names); });
+  drop->add_option("NAME", options.names, "`tidemark clone list` lists them")->required();
+}
+
 void add_all(CLI::App& app, Options& options) {
   app.add_flag("--json", options.json, "answer with one JSON document on stdout, errors too");
   app.add_option("--socket", options.socket,
@@ -246,6 +276,7 @@ void add_all(CLI::App& app, Options& options) {
   add_point_commands(app, options);
   add_ladder_commands(app, options);
   add_pin_commands(app, options);
+  add_clone_commands(app, options);
   CLI::App* const audit = add_command(app, options, "audit", "who changed what, and what came of it; newest last", "",
                                       [&](Context& context) { return show_audit(context, options.limit); });
   audit->add_option("--limit", options.limit, "at most this many (default: 100)")->check(CLI::Range(1, 100'000));

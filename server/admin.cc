@@ -125,6 +125,7 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(Node& node, const std::s
   add_point_routes(http, node);
   add_data_routes(http, node);
   add_retention_routes(http, node);
+  add_clone_routes(http, node);
   http.listen_on(TIDEMARK_TRY(listen_unix(path)));
   impl->thread = std::thread([http = &impl->http] { http->listen_after_bind(); });
   while (!http.is_running()) std::this_thread::yield();  // stop() before that would not be heard
@@ -189,6 +190,18 @@ Result<storage::pb::EpochEntry> find_point(Node& node, const MachinePlace& place
   return fail(Code::not_found, at, "no point at or before this epoch",
               points.empty() ? "the machine has no points yet"
                              : "the oldest point is epoch:" + std::to_string(points.back().number()));
+}
+
+Result<storage::pb::EpochEntry> exact_point(Node& node, const MachinePlace& place, const std::string& name,
+                                            const std::string& at) {
+  if (at.empty()) return fail(Code::invalid_argument, "at", "it is missing", "give latest, a time, an age, or epoch:N");
+  const Moment moment = TIDEMARK_TRY(parse_at(at, node.clock.wall_us()));
+  const auto point = TIDEMARK_TRY(find_point(node, place, at));
+  if (moment.epoch && point.number() != moment.epoch->value())
+    return fail(Code::not_found, name + " " + at, "there is no such point: it was dropped, or never was one",
+                "the newest one before it is epoch:" + std::to_string(point.number()) + "; `tidemark points " + name +
+                    "` lists them");
+  return point;
 }
 
 Result<std::size_t> limit_of(const httplib::Request& request, std::size_t usual, std::size_t max) {

@@ -2,6 +2,7 @@
 #include <httplib.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <future>
 #include <nlohmann/json.hpp>
 
@@ -26,6 +27,11 @@ Status change_machine(const MachinePlace& place, std::function<Status(MachineRec
     const auto* machine = place.host->find(place.id);
     if (machine == nullptr || machine->record.removed()) {
       promise->set_value(fail(Code::not_found, place.id.to_string(), "no such machine"));
+      return;
+    }
+    if (machine->record.has_clone()) {
+      promise->set_value(fail(Code::invalid_argument, machine->record.name(), "it is a clone, which cannot be changed",
+                              "`tidemark clone drop` removes it"));
       return;
     }
     MachineRecord trial = machine->record;
@@ -76,6 +82,26 @@ Result<json> parse_body(const std::string& text, const std::string& example) {
   json body = text.empty() ? json::object() : json::parse(text, nullptr, false);
   if (!body.is_object()) return fail(Code::invalid_argument, "body", "it is not a JSON object", "like " + example);
   return body;
+}
+
+Result<std::string> text_at(const json& body, const char* key) {
+  const auto found = body.find(key);
+  if (found == body.end() || found->is_null()) return std::string();
+  if (!found->is_string()) return fail(Code::invalid_argument, key, "is not a text");
+  const std::string text = found->get<std::string>();
+  if (text.size() > kAdminTextMax)
+    return fail(Code::invalid_argument, key, "is longer than " + std::to_string(kAdminTextMax) + " bytes");
+  return text;
+}
+
+Status check_keys(const json& body, const std::vector<std::string>& known) {
+  for (const auto& [key, value] : body.items()) {
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    std::string there;
+    for (const auto& one : known) there += (there.empty() ? "" : ", ") + one;
+    return fail(Code::invalid_argument, key, "is not a known key", "there are " + there);
+  }
+  return {};
 }
 
 }  // namespace tidemark::server

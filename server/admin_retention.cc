@@ -17,56 +17,29 @@ namespace {
 using nlohmann::json;
 using storage::pb::MachineRecord;
 
-constexpr std::size_t kReasonMax = 200;
-
 // Machine, point and time of a request that changes something.
 struct Subject {
   MachinePlace place;
   std::string name;
   WallMicros now_us;         // of the wall clock: what people are told
   WallMicros holdoff_until;  // 0: there is none
+  bool cloned;               // some clone stands on a point of it
 };
 
 Result<Subject> subject_of(Node& node, const std::string& who, Action& action) {
-  Subject subject{.place = TIDEMARK_TRY(find_place(node, who)), .name = {}, .now_us = 0, .holdoff_until = 0};
-  subject.name = TIDEMARK_TRY(find_report(subject.place)).name;
+  Subject subject{
+      .place = TIDEMARK_TRY(find_place(node, who)), .name = {}, .now_us = 0, .holdoff_until = 0, .cloned = false};
+  const auto report = TIDEMARK_TRY(find_report(subject.place));
+  if (report.is_clone)
+    return fail(Code::invalid_argument, report.name, "it is a clone, and has no retention of its own",
+                "`tidemark clone drop` removes it");
+  subject.name = report.name;
+  subject.cloned = report.cloned;
   action.object = subject.name;
   subject.now_us = node.clock.wall_us();
   const auto holdoff = static_cast<WallMicros>(node.config.retention.removal_holdoff) * 1'000'000;
   if (holdoff != 0) subject.holdoff_until = subject.now_us + holdoff;
   return subject;
-}
-
-Result<std::string> text_at(const json& body, const char* key) {
-  const auto found = body.find(key);
-  if (found == body.end() || found->is_null()) return std::string();
-  if (!found->is_string()) return fail(Code::invalid_argument, key, "is not a text");
-  const std::string text = found->get<std::string>();
-  if (text.size() > kReasonMax)
-    return fail(Code::invalid_argument, key, "is longer than " + std::to_string(kReasonMax) + " bytes");
-  return text;
-}
-
-Status check_keys(const json& body, const std::vector<std::string>& known) {
-  for (const auto& [key, value] : body.items()) {
-    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
-    std::string there;
-    for (const auto& one : known) there += (there.empty() ? "" : ", ") + one;
-    return fail(Code::invalid_argument, key, "is not a known key", "there are " + there);
-  }
-  return {};
-}
-
-// Exactly this point: what is not there any more is not replaced by another one.
-Result<storage::pb::EpochEntry> exact_point(Node& node, const Subject& subject, const std::string& at) {
-  if (at.empty()) return fail(Code::invalid_argument, "at", "it is missing", "give latest, a time, an age, or epoch:N");
-  const Moment moment = TIDEMARK_TRY(parse_at(at, node.clock.wall_us()));
-  const auto point = TIDEMARK_TRY(find_point(node, subject.place, at));
-  if (moment.epoch && point.number() != moment.epoch->value())
-    return fail(Code::not_found, subject.name + " " + at, "there is no such point: it was dropped, or never was one",
-                "the newest one before it is epoch:" + std::to_string(point.number()) + "; `tidemark points " +
-                    subject.name + "` lists them");
-  return point;
 }
 
 std::string point_name(const Subject& subject, std::uint64_t epoch) {
@@ -130,7 +103,7 @@ Result<json> add_pin(Node& node, const httplib::Request& request, Action& action
   pin.set_reason(TIDEMARK_TRY(text_at(body, "reason")));
   pin.set_until_us(TIDEMARK_TRY(until_of(body, subject.now_us)));
   const std::string at = TIDEMARK_TRY(text_at(body, "at"));
-  const auto point = TIDEMARK_TRY(exact_point(node, subject, at));
+  const auto point = TIDEMARK_TRY(exact_point(node, subject.place, subject.name, at));
   const EpochNumber epoch(point.number());
   pin.set_epoch(point.number());
   if (pin.name().empty()) pin.set_name("epoch-" + std::to_string(point.number()));
@@ -261,7 +234,7 @@ Result<json> remove_point(Node& node, const httplib::Request& request, Action& a
   TIDEMARK_TRY(check_keys(body, {"at", "reason"}));
   const std::string reason = TIDEMARK_TRY(text_at(body, "reason"));
   const std::string at = TIDEMARK_TRY(text_at(body, "at"));
-  const auto point = TIDEMARK_TRY(exact_point(node, subject, at));
+  const auto point = TIDEMARK_TRY(exact_point(node, subject.place, subject.name, at));
   const auto removal = removal_of(subject, request, point.number(), reason);
   const std::string object = point_name(subject, point.number());
   action.object = object;
@@ -292,7 +265,7 @@ Result<json> take_back(Node& node, const httplib::Request& request, Action& acti
     if (moment.epoch) {
       epoch = moment.epoch->value();
     } else {
-      epoch = TIDEMARK_TRY(exact_point(node, subject, what)).number();
+      epoch = TIDEMARK_TRY(exact_point(node, subject.place, subject.name, what)).number();
     }
     if (epoch == 0) return fail(Code::not_found, what, "there is no such point");
     action.object = point_name(subject, epoch);
@@ -322,8 +295,11 @@ Result<json> remove_machine(Node& node, const httplib::Request& request, Action&
                 "removing a machine removes all its points: it needs confirm=" + subject.name,
                 "add the query parameter confirm with the machine's name");
   const std::string reason = request.get_param_value("reason");
-  if (reason.size() > kReasonMax)
-    return fail(Code::invalid_argument, "reason", "is longer than " + std::to_string(kReasonMax) + " bytes");
+  if (reason.size() > kAdminTextMax)
+    return fail(Code::invalid_argument, "reason", "is longer than " + std::to_string(kAdminTextMax) + " bytes");
+  if (subject.cloned)
+    return fail(Code::busy, subject.name, "clones stand on points of it",
+                "drop them first: `tidemark clone list` lists them");
   action.object += " " + subject.place.id.to_string();
   action.details = reason;
   if (subject.holdoff_until == 0) {

@@ -29,6 +29,7 @@ void add_server_routes(httplib::Server& http, Node& node);     // admin_server.c
 void add_machine_routes(httplib::Server& http, Node& node);    // admin_machines.cc
 void add_point_routes(httplib::Server& http, Node& node);      // admin_points.cc: points, map
 void add_data_routes(httplib::Server& http, Node& node);       // admin_data.cc: data, verify
+void add_clone_routes(httplib::Server& http, Node& node);      // admin_clones.cc
 void add_retention_routes(httplib::Server& http, Node& node);  // admin_retention.cc: ladders, pins, removals
 
 void answer(httplib::Response& response, const Error& error);
@@ -47,6 +48,9 @@ Result<MachinePlace> find_place(Node& node, const std::string& name_or_id);
 Result<MachineReport> find_report(const MachinePlace& place);
 // The point that AT means.
 Result<storage::pb::EpochEntry> find_point(Node& node, const MachinePlace& place, const std::string& at);
+// Exactly this point: what is not there any more is not replaced by another one.
+Result<storage::pb::EpochEntry> exact_point(Node& node, const MachinePlace& place, const std::string& name,
+                                            const std::string& at);
 // Its query parameter `limit`, or what is usual.
 Result<std::size_t> limit_of(const httplib::Request& request, std::size_t usual, std::size_t max);
 // DISK: a number or a name.
@@ -77,6 +81,11 @@ Result<nlohmann::json> audited(Node& node, const httplib::Request& request, cons
 std::string by_whom(const httplib::Request& request);
 // An empty text is an empty object.
 Result<nlohmann::json> parse_body(const std::string& text, const std::string& example);
+inline constexpr std::size_t kAdminTextMax = 200;
+// A text of a body; empty when it is not there.
+Result<std::string> text_at(const nlohmann::json& body, const char* key);
+// Code::invalid_argument: it has a key that is not one of these.
+Status check_keys(const nlohmann::json& body, const std::vector<std::string>& known);
 
 // --- removals (admin_retention.cc) ---
 // At once when there is no hold-off (answers null), else when it is over; answers the machine.

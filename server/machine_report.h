@@ -42,6 +42,8 @@ struct MachineReport {
   std::int64_t certificate_expires_us = 0;
   PartitionId partition;
   std::optional<RemovalReport> removal;
+  bool is_clone = false;
+  bool cloned = false;  // clones stand on points of it
 };
 
 }  // namespace tidemark::server

@@ -63,7 +63,7 @@ class Families {
 struct HostSample {
   PartitionHost::Health health;
   std::size_t sessions = 0, waiting_for_room = 0, throttled = 0;
-  std::uint64_t quarantined = 0, alarms = 0, machines = 0, dropped = 0;
+  std::uint64_t quarantined = 0, alarms = 0, machines = 0, clones = 0, dropped = 0;
   bool clock_held = false;
   double lag_seconds_max = 0;
 };
@@ -99,6 +99,7 @@ ShardSample sample(Shard& shard) {
       h.clock_held = retention->held().has_value();
     }
     h.machines = host->machine_count();
+    h.clones = host->clone_count();
     h.lag_seconds_max = host->lag_seconds_max();
     s.hosts.push_back(std::move(h));
   }
@@ -149,6 +150,7 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
               {labels[0], {"state", to_string(state)}});
   out.gauge("tidemark_sessions", "Machines connected", n(h.sessions), labels);
   out.gauge("tidemark_machines", "Machines enrolled", n(h.machines), labels);
+  out.gauge("tidemark_clones", "Clones of points", n(h.clones), labels);
   out.gauge("tidemark_machines_quarantined", "Machines with a newcomer that an administrator must decide on",
             n(h.quarantined), labels);
   out.gauge("tidemark_machines_without_new_point", "Machines for which the alarm \"no new point\" is on", n(h.alarms),

@@ -63,13 +63,14 @@ void PartitionHost::open(storage::IoQueue& queue) {
     spdlog::error("damaged block found{}{}{}{}{}", kv("partition", id_.value()),
                   kv("machine", damaged.machine.to_string()), kv("disk", damaged.disk.value()),
                   kv("epoch", damaged.epoch.value()), kv("segment", damaged.segment.value()));
-  partition_->for_each_machine([&](const storage::MachineState& machine) {
-    if (machine.record.removed()) return;
+  const auto load_name = [&](const storage::MachineState& machine) {
     const auto id = machine_id_of(machine.record);
     if (!shard_.node().names.load(machine.record.name(), id))
       spdlog::warn("two machines have one name: use the id{}{}", kv("name", machine.record.name()),
                    kv("machine", id.to_string()));
-  });
+  };
+  partition_->for_each_machine(load_name);
+  partition_->for_each_clone(load_name);
   retention_ = std::make_unique<RetentionRunner>(shard_, *this);
 }
 
@@ -130,6 +131,8 @@ MachineReport PartitionHost::report(const storage::MachineState& machine) {
   report.revoked = machine.record.revoked();
   report.certificate_expires_us = runtime.observed.certificate_expires_us;
   report.partition = id_;
+  report.is_clone = machine.record.has_clone();
+  report.cloned = !machine.cloned.empty();
   if (const auto* removal = storage::machine_removal(machine.record))
     report.removal = {removal->requested_us(), removal->effective_us(), removal->by(), removal->reason()};
   return report;
@@ -138,17 +141,19 @@ MachineReport PartitionHost::report(const storage::MachineState& machine) {
 std::vector<MachineReport> PartitionHost::reports() {
   std::vector<MachineReport> all;
   if (!partition_) return all;
-  partition_->for_each_machine([&](const storage::MachineState& machine) {
-    if (!machine.record.removed()) all.push_back(report(machine));
-  });
+  partition_->for_each_machine([&](const storage::MachineState& machine) { all.push_back(report(machine)); });
   return all;
 }
 
 std::size_t PartitionHost::machine_count() const {
   std::size_t count = 0;
-  if (partition_)
-    partition_->for_each_machine(
-        [&](const storage::MachineState& machine) { count += machine.record.removed() ? 0 : 1; });
+  if (partition_) partition_->for_each_machine([&](const storage::MachineState&) { ++count; });
+  return count;
+}
+
+std::size_t PartitionHost::clone_count() const {
+  std::size_t count = 0;
+  if (partition_) partition_->for_each_clone([&](const storage::MachineState&) { ++count; });
   return count;
 }
 
@@ -162,7 +167,27 @@ std::uint64_t PartitionHost::quarantined() const {
 }
 
 void PartitionHost::put(const MachineId& machine, Change change, std::function<void(Status)> done) {
-  puts_.push_back({machine, std::move(change), std::move(done)});
+  auto write = [this, machine, change = std::move(change)](std::function<void(Status)> durable) -> Status {
+    storage::pb::MachineRecord record;
+    if (const auto* known = find(machine)) record = known->record;
+    change(record);
+    TIDEMARK_TRY(partition_->put_machine(record, std::move(durable)));
+    retention_->record_changed(machine, record);
+    return {};
+  };
+  puts_.push_back({std::move(write), std::move(done)});
+  try_puts();
+}
+
+void PartitionHost::create_clones(storage::CloneBase base, std::vector<storage::CloneName> names, std::string by,
+                                  WallMicros now_us, std::function<void(Status)> done) {
+  auto write = [this, base = std::move(base), names = std::move(names), by = std::move(by),
+                now_us](std::function<void(Status)> durable) -> Status {
+    TIDEMARK_TRY(partition_->create_clones(base, names, by, now_us, std::move(durable)));
+    for (const storage::CloneName& name : names) retention_->record_changed(name.id, find(name.id)->record);
+    return {};
+  };
+  puts_.push_back({std::move(write), std::move(done)});
   try_puts();
 }
 
@@ -172,14 +197,9 @@ void PartitionHost::try_puts() {
     PendingPut& next = puts_.front();
     Status written = serving();
     if (written) {
-      storage::pb::MachineRecord record;
-      if (const auto* machine = find(next.machine)) record = machine->record;
-      next.change(record);
       // The answer may come from within the store: hand it on from the loop.
-      written = partition_->put_machine(
-          record, [this, done = next.done](Status status) { shard_.later([done, status] { done(status); }); });
-      if (!written && written.error().code == Code::busy) return;
-      if (written) retention_->record_changed(next.machine, record);
+      written = next.write([this, done = next.done](Status status) { shard_.later([done, status] { done(status); }); });
+      if (!written && written.error().code == Code::busy && partition_->waits_for_room()) return;
     }
     if (!written) shard_.later([done = next.done, written] { done(written); });
     puts_.pop_front();

@@ -69,7 +69,11 @@ class PartitionHost final : private storage::Partition::Listener {
   // comes, on what the record is then; `done` when it is durable, never from within this call.
   using Change = std::function<void(storage::pb::MachineRecord&)>;
   void put(const MachineId& machine, Change change, std::function<void(Status)> done);
-  // Removes a machine with all of its points, for good: its session ends, its name is free when `done` is told well.
+  // Makes clones, all or none; `done` when they are durable.
+  void create_clones(storage::CloneBase base, std::vector<storage::CloneName> names, std::string by, WallMicros now_us,
+                     std::function<void(Status)> done);
+  // Removes a machine with all of its points (or a clone), for good: its session ends, its name is free when `done` is
+  // told well.
   void remove(const MachineId& machine, std::function<void(Status)> done);
   // Asks the store to drop them; that happens in the background.
   void drop_points(const MachineId& machine, std::vector<EpochNumber> epochs);
@@ -87,6 +91,7 @@ class PartitionHost final : private storage::Partition::Listener {
   void forget(Channel& channel, const MachineId& machine);  // it waits for nothing any more
   std::uint32_t initial_credit() const;
   std::size_t machine_count() const;
+  std::size_t clone_count() const;
   std::size_t session_count() const { return sessions_; }
   std::size_t waiting_for_room() const { return waiting_.size(); }
   std::size_t throttled() const { return delays_.throttled(); }
@@ -115,8 +120,7 @@ class PartitionHost final : private storage::Partition::Listener {
     std::size_t bytes;
   };
   struct PendingPut {
-    MachineId machine;
-    Change change;
+    std::function<Status(std::function<void(Status)>)> write;  // Code::busy: to be tried again
     std::function<void(Status)> done;
   };
 

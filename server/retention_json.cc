@@ -51,7 +51,8 @@ Result<RetentionView> retention_view(const MachinePlace& place) {
     const auto* machine = place.host->find(place.id);
     const auto* retention = place.host->retention();
     if (machine == nullptr || machine->record.removed() || retention == nullptr) return std::nullopt;
-    return RetentionView{machine->record, retention->now_us(), retention->held(), retention->going(place.id)};
+    return RetentionView{machine->record, guards_of(*machine), retention->now_us(), retention->held(),
+                         retention->going(place.id)};
   }));
   if (!view) return fail(Code::not_found, place.id.to_string(), "no such machine", "`tidemark machines` lists them");
   return std::move(*view);
@@ -138,7 +139,7 @@ std::vector<json> holds_json(const RetentionView& view, const std::vector<storag
   std::vector<storage::LadderEpoch> ascending;
   ascending.reserve(epochs.size());
   for (auto at = epochs.rbegin(); at != epochs.rend(); ++at) ascending.push_back(storage::ladder_epoch(*at));
-  const auto holds = storage::explain(ascending, view.record, {}, view.now_us);
+  const auto holds = storage::explain(ascending, view.record, view.guards, view.now_us);
   std::vector<json> all;
   all.reserve(epochs.size());
   for (std::size_t i = 0; i < epochs.size(); ++i) {

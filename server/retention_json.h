@@ -16,6 +16,7 @@ struct MachinePlace;
 // What a shard knows of a machine's retention.
 struct RetentionView {
   storage::pb::MachineRecord record;
+  storage::Guards guards;
   WallMicros now_us = 0;  // of the retention clock
   std::optional<storage::RetentionClock::Held> held;
   std::vector<std::pair<EpochNumber, EpochNumber>> going;  // ranges, ascending

@@ -36,11 +36,19 @@ void write(Node& node, const AuditEntry& entry) {
 
 }  // namespace
 
+storage::Guards guards_of(const storage::MachineState& machine) {
+  storage::Guards guards;
+  for (const auto& [epoch, clones] : machine.cloned) guards.in_use.push_back(epoch);
+  return guards;
+}
+
 RetentionRunner::RetentionRunner(Shard& shard, PartitionHost& host)
     : shard_(shard), host_(host), retention_(start_clock(shard, host)) {
-  host.partition()->for_each_machine([&](const storage::MachineState& machine) {
-    if (!machine.record.removed()) retention_.record_changed(machine_id_of(machine.record), machine.record);
-  });
+  const auto know = [&](const storage::MachineState& machine) {
+    retention_.record_changed(machine_id_of(machine.record), machine.record);
+  };
+  host.partition()->for_each_machine(know);
+  host.partition()->for_each_clone(know);
   tell_clock();
 }
 
@@ -99,7 +107,7 @@ void RetentionRunner::tick() {
       retention_.forget(id);
       continue;
     }
-    looks.push_back({id, machine->record});
+    looks.push_back({id, machine->record, guards_of(*machine)});
   }
   if (!looks.empty()) look(std::move(looks));
 }
@@ -116,8 +124,9 @@ void RetentionRunner::look(std::vector<Look> looks) {
       if (entries) {
         std::vector<storage::LadderEpoch> epochs;
         epochs.reserve(entries->size());
-        for (auto at = entries->rbegin(); at != entries->rend(); ++at) epochs.push_back(storage::ladder_epoch(*at));
-        one.decision = storage::decide(epochs, one.look.record, {}, now);
+        for (auto at = entries->rbegin(); at != entries->rend(); ++at)
+          if (at->number() != 0) epochs.push_back(storage::ladder_epoch(*at));  // 0: what a clone stands on
+        one.decision = storage::decide(epochs, one.look.record, one.look.guards, now);
         one.gone = storage::gone_removals(one.look.record, epochs);
         auto tidied = one.look.record;
         one.tidy = storage::tidy_retention(tidied, one.gone, now);
@@ -154,7 +163,8 @@ void RetentionRunner::decided(Looked& one) {
 
   if (const auto* removal = storage::machine_removal(machine->record)) {
     if (removal->effective_us() <= now_us()) {
-      remove_machine(one.look, *removal);
+      // Clones hold it up; when they are dropped it is looked at again.
+      if (machine->cloned.empty()) remove_machine(one.look, *removal);
       return retention_.decided(id, now_us() + kRetryAfter);  // should the record not become durable
     }
     sooner(removal->effective_us());
@@ -188,8 +198,9 @@ void RetentionRunner::decided(Looked& one) {
 
 // What the store is asked to drop is going until a look finds it gone.
 void RetentionRunner::drop(const MachineId& id, const storage::MachineState& machine, storage::Decision& decision) {
-  // What was pinned while the look was under way stays.
+  // What was pinned or cloned while the look was under way stays.
   std::set<EpochNumber> pinned;
+  for (const auto& [epoch, clones] : machine.cloned) pinned.insert(epoch);
   for (const auto& pin : machine.record.pins())
     if (storage::is_in_force(pin, now_us())) pinned.insert(EpochNumber(pin.epoch()));
   Ranges going;

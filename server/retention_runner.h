@@ -24,6 +24,9 @@ namespace tidemark::server {
 class PartitionHost;
 class Shard;
 
+// What the store knows that the machine's record does not.
+storage::Guards guards_of(const storage::MachineState& machine);
+
 class RetentionRunner {
  public:
   static constexpr std::size_t kLooksAtOnce = 64;
@@ -49,6 +52,7 @@ class RetentionRunner {
   struct Look {
     MachineId machine;
     storage::pb::MachineRecord record;
+    storage::Guards guards;
   };
   struct Looked {
     Look look;

@@ -38,6 +38,7 @@ Result<Catalog> Catalog::load(const Index& index) {
     MachineState& state = machine.state;
     state.record = std::move(record);
     if (const auto newest = index.newest_epoch(id)) {
+      machine.committed = newest->disks();
       state.durable_epoch = EpochNumber(newest->number());
       state.durable_digest = hash_from_bytes(newest->digest());
       state.durable_lsn = Lsn(newest->commit_lsn());
@@ -97,7 +98,15 @@ const MachineState* Catalog::find_by_name(const std::string& name) const {
 
 void Catalog::for_each_machine(const std::function<void(const MachineState&)>& visit) const {
   for (const auto& [id, machine] : machines_) {
-    if (!machine.state.record.removed()) visit(machine.state);
+    const pb::MachineRecord& record = machine.state.record;
+    if (!record.removed() && !record.has_clone()) visit(machine.state);
+  }
+}
+
+void Catalog::for_each_clone(const std::function<void(const MachineState&)>& visit) const {
+  for (const auto& [id, machine] : machines_) {
+    const pb::MachineRecord& record = machine.state.record;
+    if (!record.removed() && record.has_clone()) visit(machine.state);
   }
 }
 
@@ -283,6 +292,24 @@ Status Catalog::check_commit(const MachineId& machine, EpochNumber number) const
   return {};
 }
 
+pb::EpochBeginRecord Catalog::complete(const MachineId& machine, const pb::EpochBeginRecord& begin) const {
+  pb::EpochBeginRecord whole = begin;
+  whole.clear_former();
+  const Machine* found = known(machine);
+  if (found == nullptr || !found->committed || found->state.record.has_clone()) return whole;
+  for (const pb::DiskSizeRecord& disk : begin.disks()) {
+    std::uint64_t former = limits::kDiskSizeMax;
+    for (const pb::DiskSizeRecord& before : *found->committed) {
+      if (before.disk() == disk.disk()) former = before.size();
+    }
+    if (former <= disk.size()) continue;
+    pb::DiskSizeRecord* const larger = whole.add_former();
+    larger->set_disk(disk.disk());
+    larger->set_size(former);
+  }
+  return whole;
+}
+
 pb::EpochCommitRecord Catalog::complete(const MachineId& machine, const pb::EpochCommitRecord& commit) const {
   pb::EpochCommitRecord whole = commit;
   if (const Machine* found = known(machine); found != nullptr && found->begun) {
@@ -337,7 +364,13 @@ void Catalog::appended_begin(const MachineId& machine, const pb::EpochBeginRecor
   found.show_open();
 }
 
-void Catalog::appended_end(const MachineId& machine) {
+void Catalog::appended_commit(const MachineId& machine) {
+  Machine& found = machines_.at(machine);
+  if (found.begun) found.committed = found.begun->disks();
+  appended_abort(machine);
+}
+
+void Catalog::appended_abort(const MachineId& machine) {
   Machine& found = machines_.at(machine);
   found.begun.reset();
   found.show_open();

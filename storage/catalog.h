@@ -47,8 +47,9 @@ class Catalog {
 
   const MachineState* find(const MachineId& machine) const;  // nullptr for a removed one too
   const MachineState* find_by_name(const std::string& name) const;
-  const pb::MachineRecord* record(const MachineId& machine) const;  // of a removed one too
-  void for_each_machine(const std::function<void(const MachineState&)>& visit) const;
+  const pb::MachineRecord* record(const MachineId& machine) const;                     // of a removed one too
+  void for_each_machine(const std::function<void(const MachineState&)>& visit) const;  // without clones
+  void for_each_clone(const std::function<void(const MachineState&)>& visit) const;
   void set_unchanged(const MachineId& machine, WallMicros as_of_us);
 
   // --- before appending: what the record must be, or why it may not be appended ---
@@ -63,7 +64,9 @@ class Catalog {
   Result<bool> check_begin(const MachineId& machine, const pb::EpochBeginRecord& begin) const;
   Status check_blocks(const MachineId& machine, DiskId disk) const;
   Status check_commit(const MachineId& machine, EpochNumber number) const;
-  // With what its begin told, so that it stands for itself.
+  // With what was before, so that it stands for itself.
+  pb::EpochBeginRecord complete(const MachineId& machine, const pb::EpochBeginRecord& begin) const;
+  // With what its begin told, likewise.
   pb::EpochCommitRecord complete(const MachineId& machine, const pb::EpochCommitRecord& commit) const;
   pb::EpochAbortRecord complete(const MachineId& machine, const pb::EpochAbortRecord& abort) const;
   Result<bool> check_abort(const MachineId& machine, EpochNumber number) const;  // true: nothing to write
@@ -75,7 +78,8 @@ class Catalog {
   // --- appended: after the log took the record ---
   void appended_machine(const MachineId& machine, const pb::MachineRecord& record);
   void appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin, Lsn lsn);
-  void appended_end(const MachineId& machine);  // its commit or abort
+  void appended_commit(const MachineId& machine);
+  void appended_abort(const MachineId& machine);
 
   // --- durable ---
   class Visitor {
@@ -96,6 +100,8 @@ class Catalog {
     std::optional<pb::OpenEpochEntry> durable_open;
     std::optional<pb::EpochBeginRecord> begun;  // as appended
     Lsn begun_lsn;
+    // Of the newest committed epoch, as appended; absent: there is none.
+    std::optional<google::protobuf::RepeatedPtrField<pb::DiskSizeRecord>> committed;
     void show_open();
   };
   const Machine* known(const MachineId& machine) const;

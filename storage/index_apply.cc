@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/planted.h"
 #include "base/units.h"
 #include "storage/epoch_progress.h"
 #include "storage/extent_codec.h"
@@ -28,6 +29,13 @@ class Applier {
   explicit Applier(Index::Impl& index) : index_(index), mark_(index.mark) {}
 
   Status apply(std::span<const CommitInfo> commits) {
+    if (planted(Planted::mark_ahead_of_data) && !commits.empty()) {
+      const CommitInfo& last = commits.back();
+      const LogMark ahead{
+          .segment = last.segment, .offset = last.offset + last.size, .lsn = last.last_lsn, .checksum = last.checksum};
+      index_.db->Put(write_options(), slice(keys::mark()), keys::encode_mark(ahead)).PermitUncheckedError();
+      index_.db->Flush({}).PermitUncheckedError();
+    }
     for (const CommitInfo& commit : commits) {
       const bool gap = index_.rebuilding && commit.segment != mark_.segment && commit.first_lsn > mark_.lsn;
       if (mark_.segment != SegmentId() && commit.first_lsn != mark_.lsn.next() && !gap) {
@@ -106,22 +114,26 @@ class Applier {
       // In a rebuild its end may be gone, which told whether it was committed: the history record does so as well.
       index_.rebuilding ? drop_open(record.machine, machine) : abort_open(machine, record);
     }
-    // A disk that shrank and grows again holds zeroes in between, not what once was there.
-    if (machine.newest) {
-      zero_everywhere_ = machine.record->has_clone();
-      for (const pb::DiskSizeRecord& disk : content.disks()) {
-        for (const pb::DiskSizeRecord& before : machine.newest->disks()) {
-          const auto volume = machine.volume(DiskId(disk.disk()));
-          if (before.disk() != disk.disk() || before.size() <= disk.size() || !volume) continue;
-          const std::uint64_t end = round_up(before.size(), limits::kGranuleSize) / limits::kGranuleSize;
-          const std::uint64_t from = round_up(disk.size(), limits::kGranuleSize) / limits::kGranuleSize;
-          pending_.clear();
-          mine_.clear();
-          note_zero_regions(from, end - from);
-          TIDEMARK_TRY(zero_range(*volume, record.lsn, EpochNumber(content.number()), from, end - from));
-          TIDEMARK_TRY(put_pending(*volume, record.lsn, EpochNumber(content.number())));
-        }
-      }
+    // A disk that shrank and grows again holds zeroes in between, not what once was there. Older records do not tell of
+    // it themselves.
+    zero_everywhere_ = false;
+    for (const pb::DiskSizeRecord& disk : content.disks()) {
+      std::uint64_t former = 0;
+      const auto note = [&](const auto& sizes) {
+        for (const pb::DiskSizeRecord& size : sizes)
+          if (size.disk() == disk.disk()) former = std::max(former, size.size());
+      };
+      note(content.former());
+      if (machine.newest) note(machine.newest->disks());
+      const auto volume = machine.volume(DiskId(disk.disk()));
+      if (former <= disk.size() || !volume) continue;
+      const std::uint64_t end = round_up(former, limits::kGranuleSize) / limits::kGranuleSize;
+      const std::uint64_t from = round_up(disk.size(), limits::kGranuleSize) / limits::kGranuleSize;
+      pending_.clear();
+      mine_.clear();
+      note_zero_regions(from, end - from);
+      TIDEMARK_TRY(zero_range(*volume, record.lsn, EpochNumber(content.number()), from, end - from));
+      TIDEMARK_TRY(put_pending(*volume, record.lsn, EpochNumber(content.number())));
     }
     auto open = std::make_shared<pb::OpenEpochEntry>(
         begin_epoch_entry(content, record.lsn, resumed ? machine.open.get() : nullptr));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "base/planted.h"
 #include "storage/epoch_progress.h"
 
 namespace tidemark::storage {
@@ -66,7 +67,7 @@ class Look {
     for (const EpochNumber number : guards_.in_use)
       if (const auto at = find(number)) guard(*at, {.kind = Hold::Kind::in_use});
     for (const pb::PinRecord& pin : record_.pins()) {
-      if (!is_in_force(pin, now_us_)) continue;
+      if (!is_in_force(pin, now_us_) || planted(Planted::prune_ignores_pins)) continue;
       if (pin.until_us() != 0) due(pin.until_us());
       if (const auto at = find(EpochNumber(pin.epoch())))
         guard(*at, {.kind = Hold::Kind::pin, .pin = pin.name(), .until_us = pin.until_us()});
@@ -239,6 +240,7 @@ pb::LadderRecord to_record(const Ladder& ladder) {
 }
 
 Ladder ladder_of(const pb::MachineRecord& record) {
+  if (record.has_clone()) return {};
   return record.has_ladder() ? from_record(record.ladder()) : default_ladder();
 }
 

@@ -76,7 +76,7 @@ std::string to_string(const Ladder& ladder);  // "all for 1h, 10m for 6h, 1h for
 
 Ladder from_record(const pb::LadderRecord& record);
 pb::LadderRecord to_record(const Ladder& ladder);
-Ladder ladder_of(const pb::MachineRecord& record);  // its own, or the default
+Ladder ladder_of(const pb::MachineRecord& record);  // its own, or the default; a clone's keeps nothing
 // Makes `ladder` the machine's; if it keeps less than the one before, that one counts on until `former_until_us`
 // (0: not). Code::busy: too many former ones are still in force.
 Status set_ladder(pb::MachineRecord& record, const Ladder& ladder, WallMicros now_us, WallMicros former_until_us);

@@ -241,6 +241,9 @@ const MachineState* Partition::find_by_name(const std::string& name) const { ret
 void Partition::for_each_machine(const std::function<void(const MachineState&)>& visit) const {
   impl_->catalog.for_each_machine(visit);
 }
+void Partition::for_each_clone(const std::function<void(const MachineState&)>& visit) const {
+  impl_->catalog.for_each_clone(visit);
+}
 
 Status Partition::put_machine(const pb::MachineRecord& record, std::function<void(Status)> durable) {
   const auto whole = TIDEMARK_TRY(impl_->catalog.check_machine(record));
@@ -300,7 +303,8 @@ Result<pb::DiskRecord> Partition::open_disk(const MachineId& machine, const pb::
 Status Partition::begin_epoch(const MachineId& machine, const pb::EpochBeginRecord& begin) {
   if (TIDEMARK_TRY(impl_->catalog.check_begin(machine, begin))) return {};
   TIDEMARK_TRY(impl_->check_space());
-  const Lsn lsn = TIDEMARK_TRY(impl_->append(RecordType::epoch_begin, machine, begin));
+  const Lsn lsn =
+      TIDEMARK_TRY(impl_->append(RecordType::epoch_begin, machine, impl_->catalog.complete(machine, begin)));
   impl_->catalog.appended_begin(machine, begin, lsn);
   return {};
 }
@@ -319,14 +323,14 @@ Status Partition::append_blocks(const MachineId& machine, DiskId disk, std::span
 Status Partition::commit_epoch(const MachineId& machine, const pb::EpochCommitRecord& commit) {
   TIDEMARK_TRY(impl_->catalog.check_commit(machine, EpochNumber(commit.number())));
   TIDEMARK_TRY(impl_->append(RecordType::epoch_commit, machine, impl_->catalog.complete(machine, commit)));
-  impl_->catalog.appended_end(machine);
+  impl_->catalog.appended_commit(machine);
   return {};
 }
 
 Status Partition::abort_epoch(const MachineId& machine, const pb::EpochAbortRecord& abort) {
   if (TIDEMARK_TRY(impl_->catalog.check_abort(machine, EpochNumber(abort.number())))) return {};
   TIDEMARK_TRY(impl_->append(RecordType::epoch_abort, machine, impl_->catalog.complete(machine, abort)));
-  impl_->catalog.appended_end(machine);
+  impl_->catalog.appended_abort(machine);
   return {};
 }
 
@@ -359,6 +363,7 @@ void Partition::on_idle() {
 }
 
 std::size_t Partition::room() const { return impl_->room(); }
+bool Partition::waits_for_room() const { return impl_->wanted_room != 0; }
 bool Partition::stopped() const { return impl_->stopped.has_value(); }
 
 Status Partition::close() {

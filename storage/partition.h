@@ -80,7 +80,8 @@ class Partition {
   // --- catalog ---
   const MachineState* find(const MachineId& machine) const;
   const MachineState* find_by_name(const std::string& name) const;
-  void for_each_machine(const std::function<void(const MachineState&)>& visit) const;
+  void for_each_machine(const std::function<void(const MachineState&)>& visit) const;  // without clones
+  void for_each_clone(const std::function<void(const MachineState&)>& visit) const;
   // Writes the machine's record whole (new, renamed, quarantined, removed ...). `durable` is called once it is.
   Status put_machine(const pb::MachineRecord& record, std::function<void(Status)> durable);
   // Calls back, on the shard's thread, when everything appended so far is durable (at once if it is), or with the
@@ -119,6 +120,7 @@ class Partition {
   void end_turn();  // closes the open commit; the caller then submits the queue
   void on_idle();
   std::size_t room() const;
+  bool waits_for_room() const;  // somebody was told Code::busy for want of room, and on_room() is still to come
   bool stopped() const;
   // Waits for the log, applies and flushes the index, joins the indexer. Nothing is appended afterwards.
   Status close();
@@ -128,10 +130,10 @@ class Partition {
   // clone, epoch 0 is the point that it stands on.
   Result<std::unique_ptr<Reader>> read(const MachineId& machine, DiskId disk, EpochNumber epoch,
                                        std::chrono::milliseconds timeout);
+  // Newest first; `limit` 0: all. A clone's last one is number 0: the point that it stands on.
   Result<std::vector<pb::EpochEntry>> epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy,
                                              std::chrono::milliseconds timeout);
-  // The newest point at or before `time_us` (nullopt: the newest of all). Of a clone that was never written to: number
-  // 0, with the times and disks of the point that it stands on.
+  // The newest point at or before `time_us` (nullopt: the newest of all).
   Result<pb::EpochEntry> point_at(const MachineId& machine, std::optional<WallMicros> time_us,
                                   std::chrono::milliseconds timeout);
 

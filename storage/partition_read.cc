@@ -172,18 +172,18 @@ Result<std::vector<pb::EpochEntry>> Partition::epochs(const MachineId& machine, 
   TIDEMARK_TRY(impl_->wait_indexed(timeout));
   const auto record = impl_->index().machine(machine);
   if (!record || record->removed()) return no_machine(machine);
-  return impl_->index().epochs(machine, limit, with_fuzzy);
+  auto epochs = TIDEMARK_TRY(impl_->index().epochs(machine, limit, with_fuzzy));
+  if (record->has_clone() && (limit == 0 || epochs.size() < limit)) {
+    const Base base = TIDEMARK_TRY(base_of(*record));
+    epochs.push_back(TIDEMARK_TRY(impl_->find_epoch(base.machine, base.epoch, timeout)));
+    epochs.back().set_number(0);
+  }
+  return epochs;
 }
 
 Result<pb::EpochEntry> Partition::point_at(const MachineId& machine, std::optional<WallMicros> time_us,
                                            std::chrono::milliseconds timeout) {
   const auto points = TIDEMARK_TRY(epochs(machine, time_us ? 0 : 1, false, timeout));
-  if (const auto record = impl_->index().machine(machine); points.empty() && record && record->has_clone()) {
-    const Base base = TIDEMARK_TRY(base_of(*record));
-    auto entry = TIDEMARK_TRY(impl_->find_epoch(base.machine, base.epoch, timeout));
-    entry.set_number(0);
-    return entry;
-  }
   for (const pb::EpochEntry& point : points) {
     if (!time_us || point.time_us() <= *time_us) return point;
   }

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/thread_task.h"
+#include "base/planted.h"
 #include "base/units.h"
 #include "storage/epoch_progress.h"
 #include "storage/segment_keeper.h"
@@ -31,6 +32,9 @@ Result<Settler::Machine> Settler::load_machine(const Index& index, const Machine
     machine.points.push_back(Lsn(entry.commit_lsn()));
   }
   std::reverse(machine.points.begin(), machine.points.end());
+  if (planted(Planted::fold_takes_open_data) && !machine.points.empty() && index.open_epoch(id)) {
+    machine.points.back() = index.mark().lsn;
+  }
   return machine;
 }
 

@@ -64,5 +64,25 @@ TEST_F(PlantedStore, ASegmentThatIsFreedTooEarlyIsFound) {
   EXPECT_NE(histories_until_found(Planted::freed_before_flush, 400), 0u);
 }
 
+TEST_F(PlantedStore, AMarkAheadOfItsDataIsFound) {
+  EXPECT_NE(histories_until_found(Planted::mark_ahead_of_data, kHistoriesMax), 0u);
+}
+
+TEST_F(PlantedStore, AFoldThatTakesOpenDataIsFound) {
+  EXPECT_NE(histories_until_found(Planted::fold_takes_open_data, kHistoriesMax), 0u);
+}
+
+TEST_F(PlantedStore, AStaleIncarnationIsFound) {
+  EXPECT_NE(histories_until_found(Planted::stale_incarnation, 400), 0u);
+}
+
+TEST_F(PlantedStore, APointThatIsDroppedUnderACloneIsFound) {
+  EXPECT_NE(histories_until_found(Planted::clone_not_held, 400), 0u);
+}
+
+TEST_F(PlantedStore, PruningThatIgnoresPinsIsFound) {
+  EXPECT_NE(histories_until_found(Planted::prune_ignores_pins, kHistoriesMax), 0u);
+}
+
 }  // namespace
 }  // namespace tidemark::sim

@@ -7,9 +7,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "storage/log_format.h"
-#include "storage/segment_keeper.h"
-
 namespace tidemark::sim {
 
 using storage::hash_from_bytes;
@@ -21,13 +18,6 @@ namespace {
 constexpr std::size_t kPayloadMax = 120 << 10;
 constexpr std::chrono::milliseconds kNoWait{0};
 
-MachineId machine_id(std::uint32_t number) {
-  std::array<std::byte, 16> bytes{};
-  std::memcpy(bytes.data(), &number, sizeof number);
-  bytes[15] = std::byte{0x77};
-  return MachineId(bytes);
-}
-
 std::uint64_t random_disk_size(Random& random) {
   const std::uint64_t granules = 1 + random.below(700);
   return granules * limits::kGranuleSize - (random.chance(0.3) ? 512 * random.below(8) : 0);
@@ -35,8 +25,17 @@ std::uint64_t random_disk_size(Random& random) {
 
 }  // namespace
 
+MachineId StoreChecker::machine_id(std::uint32_t number) {
+  std::array<std::byte, 16> bytes{};
+  std::memcpy(bytes.data(), &number, sizeof number);
+  bytes[15] = std::byte{0x77};
+  return MachineId(bytes);
+}
+
 StoreChecker::StoreChecker(std::uint64_t seed, storage::PartitionOptions options)
-    : random_(seed), rig_(seed ^ 0x5deece66d, std::move(options)) {
+    : random_(seed),
+      rig_(seed ^ 0x5deece66d, std::move(options)),
+      retention_clock_(std::nullopt, rig_.clock().wall_us(), rig_.clock().monotonic()) {
   if (const auto created = rig_.create(); !created) fail("create: " + created.error().message());
 }
 
@@ -55,6 +54,13 @@ ModelMachine* StoreChecker::any_machine() {
     if (!machine.removing) usable.push_back(&machine);
   }
   return usable.empty() ? nullptr : usable[random_.below(usable.size())];
+}
+
+std::uint32_t StoreChecker::number_of(const ModelMachine& machine) const {
+  for (const auto& [number, known] : machines_) {
+    if (&known == &machine) return number;
+  }
+  return 0;
 }
 
 // Refused because of what the simulated disk does: no effect, no failure. Anything else the model did not expect.
@@ -96,6 +102,7 @@ void StoreChecker::open_disk(ModelMachine& machine) {
   if (!opened) return;
   if (opened->disk() != number) fail("a disk got the number of another");
   machine.disks[number] = disk.size();
+  trace(fmt::format("{} opens disk {} of {} bytes", machine.name, number, disk.size()));
 }
 
 void StoreChecker::begin(ModelMachine& machine, std::uint32_t kind) {
@@ -114,6 +121,8 @@ void StoreChecker::begin(ModelMachine& machine, std::uint32_t kind) {
   }
   const auto begun = rig_.store().begin_epoch(machine.id, begin);
   check_status(begun, "begin_epoch");
+  trace(fmt::format("{} begins {} with {} disks: {}", machine.name, begin.number(), begin.disks_size(),
+                    begun ? "taken" : begun.error().message()));
   if (!begun) return;
   machine.open =
       OpenEpoch{.number = begin.number(), .kind = kind, .sent = {{.blocks = 0, .sum = {}, .content = content}}};
@@ -154,6 +163,8 @@ void StoreChecker::blocks(ModelMachine& machine) {
   const auto payload = encoder.take();
   const auto appended = rig_.store().append_blocks(machine.id, DiskId(disk->first), payload);
   check_status(appended, "append_blocks");
+  trace(fmt::format("{} writes {} blocks of epoch {}, disk {}: {}", machine.name, summary.blocks, open.number,
+                    disk->first, appended ? "taken" : appended.error().message()));
   if (!appended) return;
   Hash128 sum = open.sent.back().sum;
   sum += summary.sum;
@@ -166,6 +177,7 @@ void StoreChecker::commit(ModelMachine& machine) {
   const Hash128 digest{random_.next(), random_.next()};
   record.set_number(machine.open->number);
   record.set_time_us(rig_.clock().wall_us());
+  record.set_arrival_us(retention_clock_.now_us());
   record.set_consistency(random_.chance(0.2) ? 1 : 2);
   record.set_blocks(machine.open->sent.back().blocks);
   record.set_digest(hash_to_bytes(digest));
@@ -211,6 +223,8 @@ void StoreChecker::forget_dropped(ModelMachine& machine, const std::vector<stora
       ++epoch;
       continue;
     }
+    if (is_cloned(machine, epoch->first) && !lied_)
+      return fail(fmt::format("epoch {} of {} is gone, and a clone stands on it", epoch->first, machine.name));
     machine.dropping.erase(epoch->first);
     machine.dropped.insert(*epoch);
     epoch = machine.acked.erase(epoch);
@@ -247,7 +261,10 @@ void StoreChecker::remove(ModelMachine& machine) {
     }
   });
   check_status(put, "remove");
-  if (put) machine.removing = true;
+  if (!put) return;
+  if (is_cloned(machine, std::nullopt)) return fail(machine.name + " was removed, and a clone stands on it");
+  machine.removing = true;
+  if (machine.base) ++run_.clones_dropped;
 }
 
 void StoreChecker::pump(bool all) { rig_.pump(all && !rig_.disk().powered_off()); }
@@ -384,13 +401,17 @@ void StoreChecker::compare_after_start(ModelMachine& machine, bool& drop) {
   }
   machine.record_acked = true;
   machine.disks.clear();
-  for (const auto& disk : state->record.disks()) machine.disks[disk.disk()] = disk.size();
+  for (const auto& disk : state->record.disks()) {
+    if (disk.size() != 0) machine.disks[disk.disk()] = disk.size();  // 0: of a clone, and not at its point
+  }
 
   const auto listed = rig_.store().epochs(machine.id, 0, true, kNoWait);
   if (!listed) return fail("epochs: " + listed.error().message());
   forget_dropped(machine, *listed);
   std::map<std::uint64_t, Hash128> stored;
-  for (const auto& entry : *listed) stored[entry.number()] = hash_from_bytes(entry.digest());
+  for (const auto& entry : *listed) {
+    if (!machine.base || entry.number() != 0) stored[entry.number()] = hash_from_bytes(entry.digest());
+  }
   for (auto acked = machine.acked.begin(); acked != machine.acked.end();) {
     const auto found = stored.find(acked->first);
     if (found != stored.end() && found->second == acked->second.digest) {
@@ -467,10 +488,11 @@ void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
     const auto listed = rig_.store().epochs(machine.id, 0, true, kNoWait);
     if (!listed) return fail("epochs: " + listed.error().message());
     forget_dropped(machine, *listed);
-    if (listed->size() != machine.acked.size()) {
+    if (listed->size() != machine.acked.size() + (machine.base ? 1 : 0)) {
       return fail(fmt::format("{} lists {} epochs, and {} were acknowledged", machine.name, listed->size(),
                               machine.acked.size()));
     }
+    if (machine.base) verify_base(machine, damaged);
     std::vector<std::uint64_t> numbers;
     for (const auto& [number, epoch] : machine.acked) numbers.push_back(number);
     while (numbers.size() > epochs_max) {  // the newest stays
@@ -496,125 +518,18 @@ void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
   }
 }
 
-// A bit anywhere in a cold segment: in a block, its table, or where nothing is.
-std::optional<StoreChecker::Damage> StoreChecker::damage_cold() {
-  const std::string cold = std::string(StoreRig::kDirectory) + "/cold";
-  const auto names = rig_.files().list(cold);
-  if (!names || names->empty()) return std::nullopt;
-  Damage damage{.path = cold + "/" + (*names)[random_.below(names->size())], .offset = 0, .before = {}};
-  auto file = rig_.files().open(damage.path, storage::OpenMode::read, true);
-  if (!file || !damage.path.ends_with(".segment")) return std::nullopt;
-  const std::uint64_t size = (*file)->size().value_or(0);
-  if (size == 0) return std::nullopt;
-  damage.offset = random_.below(size);
-  AlignedBuffer block(limits::kIoAlignment);
-  if (!(*file)->read_at(damage.offset / limits::kIoAlignment * limits::kIoAlignment, block.span())) return std::nullopt;
-  damage.before.assign(1, block.span()[damage.offset % limits::kIoAlignment]);
-  if (!rig_.disk().flip_bit(damage.path, damage.offset, static_cast<unsigned>(random_.below(8)))) return std::nullopt;
-  ++run_.damages;
-  return damage;
-}
-
-std::optional<StoreChecker::Damage> StoreChecker::do_damage() {
-  storage::FileSystem& files = rig_.files();
-  if (random_.chance(0.3)) {
-    if (auto damage = damage_cold()) return damage;
-  }
-  const std::string log = std::string(StoreRig::kDirectory) + "/log";
-  struct Place {
-    std::string path;
-    std::uint64_t offset, size, lsn;
-  };
-  std::vector<Place> commits;
-  const auto names = files.list(log);
-  if (!names) {
-    fail("list: " + names.error().message());
-    return std::nullopt;
-  }
-  AlignedBuffer bytes;
-  for (const std::string& name : *names) {
-    const auto id = storage::parse_segment_name(name);
-    if (!id) continue;
-    auto file = files.open(log + "/" + name, storage::OpenMode::read, true);
-    if (!file) continue;
-    bytes = AlignedBuffer((*file)->size().value_or(0));
-    const std::size_t size = (*file)->read_at(0, bytes.span()).value_or(0);
-    for (std::size_t at = 0; at + limits::kIoAlignment <= size; at += limits::kIoAlignment) {
-      storage::CommitHeader header;
-      std::memcpy(&header, bytes.data() + at, sizeof header);
-      if (header.magic != storage::kCommitMagic || header.segment != id->value() || header.offset != at) continue;
-      if (header.record_count == 0 || at + header.size > size) continue;
-      commits.push_back({log + "/" + name, at, header.size, header.first_lsn});
-    }
-  }
-  if (commits.empty()) return std::nullopt;
-  const auto newest = std::max_element(commits.begin(), commits.end(), [](auto& a, auto& b) { return a.lsn < b.lsn; });
-  const Place& place = random_.chance(0.4) ? *newest : commits[random_.below(commits.size())];
-  Damage damage{.path = place.path, .offset = 0, .before = {}};
-  const double kind = static_cast<double>(random_.below(100)) / 100;
-  ++run_.damages;
-  if (kind < 0.75) {
-    const std::uint64_t within = random_.chance(0.3) ? random_.below(128) : random_.below(place.size);
-    damage.offset = place.offset + within;
-    const auto bit = static_cast<unsigned>(random_.below(8));
-    damage.before.resize(1);
-    // Read through its block: the files of the log are read directly.
-    auto file = files.open(damage.path, storage::OpenMode::read, true);
-    AlignedBuffer block(limits::kIoAlignment);
-    if (!file || !(*file)->read_at(damage.offset / limits::kIoAlignment * limits::kIoAlignment, block.span()))
-      return std::nullopt;
-    damage.before[0] = block.span()[damage.offset % limits::kIoAlignment];
-    if (!rig_.disk().flip_bit(damage.path, damage.offset, bit)) return std::nullopt;
-    return damage;
-  }
-  // A write that went to the wrong place: another commit's bytes stand here.
-  const Place& other = commits[random_.below(commits.size())];
-  auto from = files.open(other.path, storage::OpenMode::read, true);
-  auto to = files.open(place.path, storage::OpenMode::read, true);
-  const std::uint64_t size = std::min(other.size, place.size);
-  AlignedBuffer wrong(size), right(size);
-  if (!from || !to || !(*from)->read_at(other.offset, wrong.span()) || !(*to)->read_at(place.offset, right.span())) {
-    return std::nullopt;
-  }
-  damage.offset = place.offset;
-  damage.before.assign(right.span().begin(), right.span().end());
-  if (!rig_.disk().overwrite(damage.path, damage.offset, wrong.span())) return std::nullopt;
-  return damage;
-}
-
-void StoreChecker::damage_and_start() {
-  if (failed() || rig_.running()) return;
-  const auto damage = do_damage();
-  if (failed()) return;
-  if (!damage) return start();
-  if (random_.chance(0.2)) rig_.lose_index();
-  trace(fmt::format("damaged {} at {}, {} bytes", damage->path, damage->offset, damage->before.size()));
-  if (const auto opened = rig_.open(); !opened) {
-    if (opened.error().code != Code::corrupt) return fail("open of a damaged store: " + opened.error().message());
-    trace("refused: " + opened.error().message());
+// A clone as it began.
+void StoreChecker::verify_base(ModelMachine& clone, bool damaged) {
+  for (const auto& [disk, content] : *clone.base->content) {
+    std::optional<Error> read_error;
+    const auto difference = compare_disk(rig_.store(), clone.id, disk, EpochNumber(), content, random_, read_error);
+    if (difference) return fail(fmt::format("{}, as it began: {}", clone.name, *difference));
+    if (!read_error) continue;
+    if (!damaged || read_error->code != Code::corrupt)
+      return fail(fmt::format("{}, as it began: {}", clone.name, read_error->message()));
     ++run_.damage_found;
-  } else {
-    trace(fmt::format("opened all the same: durable LSN {}, log up to {}", rig_.opened().recovery.durable_lsn.value(),
-                      rig_.opened().recovery.tail.last_lsn.value()));
-    // It opened: then nothing acknowledged is missing, and what is read is right or an error.
-    std::vector<std::uint32_t> dropped;
-    for (auto& [number, machine] : machines_) {
-      bool drop = false;
-      compare_after_start(machine, drop);
-      if (failed()) return;
-      if (drop) dropped.push_back(number);
-    }
-    for (const std::uint32_t number : dropped) machines_.erase(number);
-    pump(true);
-    take_acks();
-    verify(3, true);
-    if (failed()) return;
-    rig_.kill();
   }
-  // It may have hit what nothing led to any more, and that was put away.
-  if (!rig_.running() && rig_.files().exists(damage->path) == false) return start();
-  if (!rig_.disk().overwrite(damage->path, damage->offset, damage->before)) return fail("the damage cannot be mended");
-  start();
+  ++run_.bases_checked;
 }
 
 }  // namespace tidemark::sim

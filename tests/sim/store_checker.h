@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "storage/ladder.h"
+#include "storage/retention.h"
 #include "tests/sim/store_machines.h"
 #include "tests/sim/store_model.h"
 #include "tests/sim/store_rig.h"
@@ -24,7 +26,11 @@ class StoreChecker {
   void blocks(ModelMachine& machine);
   void commit(ModelMachine& machine);
   void abort(ModelMachine& machine);
-  void drop(ModelMachine& machine);  // some of its points
+  void drop(ModelMachine& machine);   // some of its points
+  void pin(ModelMachine& machine);    // some point of it, or no more
+  void prune(ModelMachine& machine);  // as its ladder says, after a while
+  void jump_clock();                  // of which nothing may come
+  void clone(std::uint32_t number);   // a point of that machine
   void rename(ModelMachine& machine);
   void remove(ModelMachine& machine);
   void pump(bool all);
@@ -48,14 +54,19 @@ class StoreChecker {
   Random& random() { return random_; }
   std::map<std::uint32_t, ModelMachine>& machines() { return machines_; }
   ModelMachine* any_machine();
+  std::uint32_t number_of(const ModelMachine& machine) const;
   void set_lying(bool lying) { lied_ = lied_ || lying; }
   bool lied() const { return lied_; }
 
  private:
+  static MachineId machine_id(std::uint32_t number);
   void check_status(const Status& status, const char* doing);
   void compare_after_start(ModelMachine& machine, bool& drop);
   void continue_open(ModelMachine& machine, const storage::MachineState& state);
   void take_acks();
+  storage::Decision decide(const ModelMachine& machine);
+  bool is_cloned(const ModelMachine& machine, std::optional<std::uint64_t> epoch) const;
+  void verify_base(ModelMachine& clone, bool damaged);
   void forget_dropped(ModelMachine& machine, const std::vector<storage::pb::EpochEntry>& listed);
 
   struct Damage {
@@ -71,6 +82,7 @@ class StoreChecker {
   StoreRig rig_;
   std::map<std::uint32_t, ModelMachine> machines_;
   std::uint32_t next_machine_ = 1;
+  storage::RetentionClock retention_clock_;
   bool lied_ = false;  // the disk said done and did not do it
 };
 

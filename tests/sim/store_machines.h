@@ -40,8 +40,16 @@ struct AckedEpoch {
   Lsn lsn;
 };
 
+// What a clone stands on.
+struct ModelBase {
+  std::uint32_t parent = 0;  // number of the machine
+  std::uint64_t epoch = 0;
+  SharedContent content;
+};
+
 struct ModelMachine {
   MachineId id;
+  std::optional<ModelBase> base;  // it is a clone
   std::string name;
   bool record_acked = false;
   bool removing = false;
@@ -57,6 +65,7 @@ struct ModelMachine {
   SharedContent newest() const {
     if (!pending.empty()) return pending.back().epoch.sent.back().content;
     if (!acked.empty()) return acked.rbegin()->second.content;
+    if (base) return base->content;
     return std::make_shared<Content>();
   }
 };

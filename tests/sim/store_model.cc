@@ -36,10 +36,15 @@ void step(StoreChecker& checker) {
   const std::uint64_t choice = random.below(1000);
   ModelMachine* machine = checker.any_machine();
   if (machine == nullptr || (choice < 8 && checker.machines().size() < 3)) return checker.add_machine();
-  if (machine->disks.empty() || choice < 20) return checker.open_disk(*machine);
+  if (machine->base ? random.chance(0.02) : choice < 48 && choice >= 45 && machine->acked.size() > 2)
+    return checker.remove(*machine);
+  if (!machine->base && (machine->disks.empty() || choice < 20)) return checker.open_disk(*machine);
   if (choice < 24) return checker.rename(*machine);
   if (choice < 45) return checker.drop(*machine);
-  if (choice < 48 && machine->acked.size() > 2) return checker.remove(*machine);
+  if (choice < 60 && checker.machines().size() < 8) return checker.clone(checker.number_of(*machine));
+  if (choice < 70) return checker.pin(*machine);
+  if (choice < 95) return checker.prune(*machine);
+  if (choice < 98) return checker.jump_clock();
   if (choice < 500) {
     if (!machine->open) return checker.begin(*machine, random.chance(0.4) ? storage::kInitialEpoch : 2);
     if (random.chance(0.55)) return checker.blocks(*machine);
@@ -101,6 +106,11 @@ void StoreRun::add(const StoreRun& other) {
   epochs_acked += other.epochs_acked;
   epochs_checked += other.epochs_checked;
   points_dropped += other.points_dropped;
+  points_pruned += other.points_pruned;
+  clock_jumps += other.clock_jumps;
+  clones_made += other.clones_made;
+  clones_dropped += other.clones_dropped;
+  bases_checked += other.bases_checked;
   blocks_moved += other.blocks_moved;
   regions_folded += other.regions_folded;
   rebuilds += other.rebuilds;
@@ -111,10 +121,12 @@ void StoreRun::add(const StoreRun& other) {
 
 std::string StoreRun::summary() const {
   return fmt::format(
-      "steps={} operations={} crashes={} epochs_acked={} epochs_checked={} points_dropped={} blocks_moved={} "
-      "regions_folded={} rebuilds={} damages={} damage_found={}{}",
-      steps, operations, crashes, epochs_acked, epochs_checked, points_dropped, blocks_moved, regions_folded, rebuilds,
-      damages, damage_found, failure ? " FAILURE: " + *failure : "");
+      "steps={} operations={} crashes={} epochs_acked={} epochs_checked={} points_dropped={} points_pruned={} "
+      "clock_jumps={} clones_made={} "
+      "clones_dropped={} bases_checked={} blocks_moved={} regions_folded={} rebuilds={} damages={} damage_found={}{}",
+      steps, operations, crashes, epochs_acked, epochs_checked, points_dropped, points_pruned, clock_jumps, clones_made,
+      clones_dropped, bases_checked, blocks_moved, regions_folded, rebuilds, damages, damage_found,
+      failure ? " FAILURE: " + *failure : "");
 }
 
 StoreRun run_store_history(std::uint64_t seed) {

@@ -6,8 +6,9 @@
 // read is right or an error.
 //
 // A history is drawn from its seed alone: {machines, disks, resizes, epochs, blocks, commits, aborts, removals, power
-// cuts at any operation, kills, clean ends, EIO, ENOSPC, flipped bits, misdirected writes, lost indexes, dropped
-// points}; settling, folding and compaction go on behind it all.
+// cuts at any operation, kills, clones of points and of clones, their drops, pins, pruning by a ladder, leaps of the
+// clock, clean ends, EIO, ENOSPC, flipped bits, misdirected writes, lost indexes, dropped points}; settling, folding
+// and compaction go on behind it all.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,12 @@ struct StoreRun {
   std::uint64_t epochs_acked = 0;
   std::uint64_t epochs_checked = 0;  // read whole and compared
   std::uint64_t points_dropped = 0;
-  std::uint64_t blocks_moved = 0;  // into cold segments
+  std::uint64_t points_pruned = 0;  // of these, because the ladder said so
+  std::uint64_t clock_jumps = 0;
+  std::uint64_t clones_made = 0;
+  std::uint64_t clones_dropped = 0;
+  std::uint64_t bases_checked = 0;  // clones read as they began
+  std::uint64_t blocks_moved = 0;   // into cold segments
   std::uint64_t regions_folded = 0;
   std::uint64_t rebuilds = 0;      // of indexes that were lost
   std::uint64_t damages = 0;       // done to the disk

@@ -70,7 +70,7 @@ TEST_F(CatalogTest, WhatIsToldFollowsWhatIsDurable) {
   EXPECT_EQ(catalog_.find(m)->open_epoch->positions(0).size(), 13u);
   EXPECT_EQ(events_.payload_bytes, 2 * 48 + 2 * 4096u);
   log_.commit_epoch(m, 1);
-  catalog_.appended_end(m);
+  catalog_.appended_commit(m);
   EXPECT_FALSE(catalog_.find(m)->open_epoch);
   EXPECT_EQ(catalog_.find(m)->durable_epoch, EpochNumber(0));
   durable();
@@ -88,7 +88,7 @@ TEST_F(CatalogTest, LoadedFromTheIndexItIsTheSame) {
     log_.blocks(m, DiskId(0), {{number, 1}});
     if (number == 5) break;
     log_.commit_epoch(m, number, number == 1 ? 2 : kFuzzy, 1000);
-    catalog_.appended_end(m);
+    catalog_.appended_commit(m);
   }
   durable();
   const auto loaded = Catalog::load(*index_);

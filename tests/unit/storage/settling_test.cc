@@ -41,6 +41,40 @@ TEST_F(SettlingTest, LogSegmentsAreGivenBackAndEveryPointReadsTheSame) {
   expect_points("after a power cut");
 }
 
+// That it shrank is told by the record that begins the epoch; the commit before it may be gone with its segment.
+TEST_F(SettlingTest, ADiskThatShrankAndGrewHoldsZeroesAlsoWhenTheIndexIsMadeAgain) {
+  constexpr std::uint64_t kSmall = kDiskSize / 3;
+  const MachineId a = add_machine(1), b = add_machine(2);
+  const auto resize = [&](std::uint64_t number, std::uint64_t size) {
+    pb::DiskRecord disk;
+    disk.set_identity("a");
+    disk.set_name("vda");
+    disk.set_size(size);
+    ASSERT_TRUE(store().open_disk(a, disk));
+    pb::EpochBeginRecord record;
+    record.set_number(number);
+    record.set_kind(2);
+    record.add_disks()->set_size(size);
+    good(store().begin_epoch(a, record));
+    current_[a].resize(size);
+  };
+  epochs(a, 1, 6);
+  epochs(b, 1, 4);  // fills the segment in which the last commit of the other one stands
+  resize(7, kSmall);
+  settle();
+  commit(a, 7);
+  settle();
+  good(rig_->close());
+  lose_index_and_open();
+  resize(8, kDiskSize);
+  commit(a, 8);
+  expect_points("grown again");
+  settle();
+  good(rig_->close());
+  lose_index_and_open();
+  expect_points("grown again, after the index was made again");
+}
+
 TEST_F(SettlingTest, DroppedPointsFreeColdSegments) {
   const MachineId machine = add_machine(1);
   epochs(machine, 1, 40);
