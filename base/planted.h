@@ -21,7 +21,7 @@ enum class Planted : std::uint8_t {
   mark_ahead_of_data,     // the index's mark is durable before what it covers
   fold_takes_open_data,   // a fold lets data of an open epoch hide committed data
   stale_incarnation,      // recovery follows the log by position, not by who wrote it last
-  clone_not_held,         // a restart forgets which points clones stand on
+  drops_what_is_in_use,   // a point goes although clones stand on it
   prune_ignores_pins,     // the ladder drops pinned points
 };
 

@@ -8,7 +8,6 @@
 #include <optional>
 #include <unordered_map>
 
-#include "base/planted.h"
 #include "base/random.h"
 #include "base/thread_task.h"
 #include "storage/epoch_progress.h"
@@ -246,9 +245,7 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
     }
   }
   impl->catalog = TIDEMARK_TRY(Catalog::load(impl->index()));
-  if (!planted(Planted::clone_not_held)) {
-    impl->catalog.for_each_clone([&](const MachineState& clone) { impl->hold_parent(clone.record); });
-  }
+  impl->catalog.for_each_clone([&](const MachineState& clone) { impl->hold_parent(clone.record); });
   impl->durable_lsn = recovery.tail.last_lsn.value();
   impl->last_lsn = recovery.tail.last_lsn.value();
   impl->refresh_space();

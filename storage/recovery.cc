@@ -124,8 +124,9 @@ class Recovery {
     const LogMark& mark = options_.mark;
     const SegmentHeader* newest = nullptr;
     for (const auto& [id, header] : found_)
-      if (header && (newest == nullptr || header->incarnation >= newest->incarnation ||
-                     (planted(Planted::stale_incarnation) && header->first_lsn > newest->first_lsn)))
+      if (header &&
+          (newest == nullptr || (planted(Planted::stale_incarnation) ? header->first_lsn > newest->first_lsn
+                                                                     : header->incarnation >= newest->incarnation)))
         newest = &*header;
     position_ = {mark.segment, mark.offset, mark.lsn.next(), mark.checksum};
     if (newest == nullptr) {

@@ -73,11 +73,11 @@ TEST_F(PlantedStore, AFoldThatTakesOpenDataIsFound) {
 }
 
 TEST_F(PlantedStore, AStaleIncarnationIsFound) {
-  EXPECT_NE(histories_until_found(Planted::stale_incarnation, 400), 0u);
+  EXPECT_NE(histories_until_found(Planted::stale_incarnation, kHistoriesMax), 0u);
 }
 
 TEST_F(PlantedStore, APointThatIsDroppedUnderACloneIsFound) {
-  EXPECT_NE(histories_until_found(Planted::clone_not_held, 400), 0u);
+  EXPECT_NE(histories_until_found(Planted::drops_what_is_in_use, 400), 0u);
 }
 
 TEST_F(PlantedStore, PruningThatIgnoresPinsIsFound) {
