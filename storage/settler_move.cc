@@ -7,8 +7,8 @@
 #include <cstring>
 #include <limits>
 
-#include "base/thread_task.h"
 #include "base/planted.h"
+#include "base/thread_task.h"
 #include "base/units.h"
 #include "storage/epoch_progress.h"
 #include "storage/segment_keeper.h"
