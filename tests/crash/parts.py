@@ -248,15 +248,18 @@ class Machine(threading.Thread):
     def acknowledged(self, epoch, digests):
         self.expected[epoch] = digests
 
+    def step(self):
+        self.change_disks()
+        digests = self.digests()
+        self.held.add(digests)
+        report = self.sync_once()
+        if report is not None and report.get("point"):
+            self.acknowledged(report["epoch"], digests)
+
     def run(self):
         try:
             while not self.stopping.is_set():
-                self.change_disks()
-                digests = self.digests()
-                self.held.add(digests)
-                report = self.sync_once()
-                if report is not None and report.get("point"):
-                    self.acknowledged(report["epoch"], digests)
+                self.step()
         except Exception as error:  # reported by the main thread, which ends the run
             self.failure = error
 
@@ -294,6 +297,16 @@ def is_dropped(admin, machine, epoch):
     """Of a point that cannot be read: its ladder has dropped it since it was listed."""
     end = time.monotonic() + 30
     while epoch in points_of(admin, machine):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_removed(admin, machine):
+    """Of a machine whose removal was acknowledged, with no time in which it could be taken back: soon it is gone."""
+    end = time.monotonic() + 30
+    while admin.fetch(f"/v1/machines/{machine}", missing_ok=True) is not None:
         if time.monotonic() > end:
             return False
         time.sleep(0.02)

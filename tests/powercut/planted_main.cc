@@ -3,21 +3,16 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string_view>
-#include <utility>
 
 #include "base/planted.h"
 #include "server/commands.h"
 
 int main(int argc, char** argv) {
-  using tidemark::Planted;
-  constexpr std::pair<std::string_view, Planted> kBugs[] = {{"log_unsynced", Planted::log_unsynced},
-                                                            {"settled_unsynced", Planted::settled_unsynced}};
   const char* const wanted = std::getenv("TIDEMARK_PLANTED_BUG");
-  for (const auto& [name, bug] : kBugs)
-    if (wanted != nullptr && name == wanted) tidemark::planted_bug = bug;
-  if (tidemark::planted_bug == Planted::none) {
-    std::fputs("tidemarkd_planted: TIDEMARK_PLANTED_BUG must be log_unsynced or settled_unsynced\n", stderr);
+  if (wanted == nullptr || std::string_view(wanted) != "log_unsynced") {
+    std::fputs("tidemarkd_planted: TIDEMARK_PLANTED_BUG must be log_unsynced\n", stderr);
     return 2;
   }
+  tidemark::planted_bug = tidemark::Planted::log_unsynced;
   return tidemark::server::run_command_line(argc, argv);
 }

@@ -118,6 +118,37 @@ class MarkedMachine(Machine):
                 self.disk.mark("pin", self.label, epoch)
 
 
+class Passing(threading.Thread):
+    """Enrols machines, lets them synchronise a few times, and removes them."""
+
+    def __init__(self, load, make):
+        super().__init__(daemon=True)
+        self.load, self.make, self.machines, self.removed, self.failure = load, make, [], 0, None
+
+    def run(self):
+        try:
+            while not self.load.stopping.is_set():
+                self.one(self.make(f"passing{len(self.machines)}"))
+        except Exception as error:  # reported by the main thread, which ends the run
+            self.failure = error
+
+    def one(self, machine):
+        self.machines.append(machine)
+        try:
+            machine.enrolled()
+        except (subprocess.CalledProcessError, OSError, ValueError):  # the server is away
+            self.load.stopping.wait(0.2)
+            return
+        for _ in range(3):
+            machine.step()
+        self.load.disk.mark("removing", machine.label)
+        while not self.load.stopping.wait(0.2):
+            if self.load.server.cli("machine", "remove", machine.label, "--confirm", machine.label, check=False).returncode == 0:
+                self.load.disk.mark("removed", machine.label)
+                self.removed += 1
+                return
+
+
 class Load:
     """The server under load on a logged disk, for a time; then `machines`, `marks` and `work` tell what was done."""
 
@@ -131,6 +162,7 @@ class Load:
                                                                 sizes, **options)
         self.machines = [machine("kept0", SMALL), machine("kept1", SMALL), machine("thinned", SMALL, ladder=NARROW),
                          machine("large", LARGE, ladder=NARROW, changes=(8, 40))]
+        self.passing = Passing(self, lambda label: machine(label, SMALL))
         self.work = dict.fromkeys(WORK.values(), 0)
         self.restarts = {"killed": 0, "stopped": 0, "index_lost": 0}
         self.seen = {}
@@ -144,33 +176,42 @@ class Load:
             self.server.start()
             for machine in self.machines:
                 machine.enrolled()
-            for machine in self.machines:
-                machine.start()
+            for thread in (*self.machines, self.passing):
+                thread.start()
             while time.monotonic() - started < 5 * seconds:
                 time.sleep(RESTART_SECONDS * (0.5 + self.choose.random()))
                 self.count()
-                for machine in self.machines:
-                    if machine.failure:
-                        raise machine.failure
+                for thread in (*self.machines, self.passing):
+                    if thread.failure:
+                        raise thread.failure
                 if time.monotonic() - started >= seconds and not self.missing():
                     break
                 self.restart()
             self.stopping.set()
-            for machine in self.machines:
-                machine.join()
+            for thread in (*self.machines, self.passing):
+                thread.join()
             self.count()
             self.server.kill()
         finally:
             self.stopping.set()
-            for machine in self.machines:
+            for machine in self.everyone():
                 machine.kill_agent()
             self.server.end()
             self.disk.stop()
         if self.missing():
             raise RuntimeError(f"the load never came to {', '.join(self.missing())}: this run would show nothing")
 
+    def everyone(self):
+        return [*self.machines, *self.passing.machines]
+
+    def figures(self):
+        return self.work | {f"server_{how}": count for how, count in self.restarts.items()} | {
+            "machines_removed": self.passing.removed,
+            "pins": sum(mark[0] == "pin" for mark in self.disk.marks),
+            "epochs_acknowledged": sum(len(machine.expected) for machine in self.everyone())}
+
     def missing(self):
-        return [name for name, value in (self.work | self.restarts).items() if value == 0]
+        return [name for name, value in self.figures().items() if value == 0]
 
     def count(self):
         metrics = self.server.admin().metrics()
