@@ -395,13 +395,14 @@ class Case(unittest.TestCase):
             self.assertEqual(server.metric(metric) - before, by, metric)
         self.assert_logged(server, line, mark)
 
-    def small_file_system(self, name, size):
-        """An ext4 of this size (a loop device on a file), mounted at `name` in the test's directory. Needs root."""
-        image, mount = self.directory / f"{name}.ext4", self.directory / name
+    def small_file_system(self, name, size, kind="ext4"):
+        """An ext4 or XFS of this size (a loop device on a file), mounted at `name` in the test's directory. Needs root."""
+        image, mount = self.directory / f"{name}.{kind}", self.directory / name
         mount.mkdir()
         with open(image, "wb") as file:
             file.truncate(size)
-        self.assertEqual(run(["mke2fs", "-q", "-t", "ext4", "-m", "0", image]).status, 0)
+        make = {"ext4": ["mke2fs", "-q", "-t", "ext4", "-m", "0"], "xfs": ["mkfs.xfs", "-q"]}[kind]
+        self.assertEqual(run([*make, image]).status, 0)
         if run(["mount", "-o", "loop", image, mount]).status != 0:
             self.skipTest("loop devices do not work here")
         self.mounts.append(mount)

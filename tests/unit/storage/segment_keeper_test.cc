@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
+#include <filesystem>
 #include <mutex>
 
 #include "base/aligned_buffer.h"
@@ -204,8 +205,8 @@ TEST_F(SegmentKeeperTest, LeavesTheStatedSpaceFree) {
 }
 
 TEST(SegmentKeeper, WorksOnItsOwnThreadOnRealFiles) {
-  char directory[] = "/tmp/tidemark-keeper-XXXXXX";
-  ASSERT_NE(::mkdtemp(directory), nullptr);
+  std::string directory = (std::filesystem::temp_directory_path() / "tidemark-keeper-XXXXXX").string();
+  ASSERT_NE(::mkdtemp(directory.data()), nullptr);
   std::mutex mutex;
   std::condition_variable changed;
   {
@@ -242,7 +243,7 @@ TEST(SegmentKeeper, WorksOnItsOwnThreadOnRealFiles) {
     EXPECT_FALSE(keeper.stats().error);
   }
   const std::vector<std::string> left = system_files().list(directory).value();
-  for (const std::string& name : left) EXPECT_TRUE(system_files().remove(std::string(directory) + "/" + name));
+  for (const std::string& name : left) EXPECT_TRUE(system_files().remove(directory + "/" + name));
   EXPECT_TRUE(system_files().remove(directory));
 }
 

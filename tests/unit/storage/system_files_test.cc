@@ -15,9 +15,8 @@ namespace {
 
 struct SystemFilesTest : ::testing::Test {
   SystemFilesTest() {
-    char name[] = "/tmp/tidemark-files-XXXXXX";
-    EXPECT_NE(::mkdtemp(name), nullptr);
-    directory = name;
+    directory = (std::filesystem::temp_directory_path() / "tidemark-files-XXXXXX").string();
+    EXPECT_NE(::mkdtemp(directory.data()), nullptr);
   }
   ~SystemFilesTest() override { std::filesystem::remove_all(directory); }
   std::string path(const char* name) const { return directory + "/" + name; }

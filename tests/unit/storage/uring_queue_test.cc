@@ -33,9 +33,8 @@ struct Done final : IoCompletion {
 
 struct UringQueueTest : ::testing::Test {
   UringQueueTest() {
-    char name[] = "/tmp/tidemark-uring-XXXXXX";
-    EXPECT_NE(::mkdtemp(name), nullptr);
-    directory = name;
+    directory = (std::filesystem::temp_directory_path() / "tidemark-uring-XXXXXX").string();
+    EXPECT_NE(::mkdtemp(directory.data()), nullptr);
     file = std::move(*system_files().open(directory + "/file", OpenMode::create, true));
   }
   ~UringQueueTest() override {
