@@ -78,7 +78,9 @@ Status ColdManifest::add(std::span<const SegmentId> segments) {
   const std::lock_guard lock(mutex_);
   auto next = segments_;
   next.insert(segments.begin(), segments.end());
-  return next == segments_ ? Status() : write(std::move(next));
+  // Also where there is nothing to add: a manifest that is missing must be one that was lost.
+  if (next == segments_ && TIDEMARK_TRY(files_.exists(directory_ + "/manifest"))) return {};
+  return write(std::move(next));
 }
 
 Status ColdManifest::remove(std::span<const SegmentId> segments) {

@@ -23,7 +23,7 @@ class ColdManifest {
   Result<bool> load();  // false: there is no file. Code::corrupt, Code::unsupported
   std::set<SegmentId> segments() const;
   // Durable when they return well; else nothing changed.
-  Status add(std::span<const SegmentId> segments);
+  Status add(std::span<const SegmentId> segments);  // makes the file if there is none
   Status remove(std::span<const SegmentId> segments);
 
  private:

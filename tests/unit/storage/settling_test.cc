@@ -171,6 +171,23 @@ TEST_F(SettlingTest, LostIndexIsMadeAgainFromLogAndColdSegments) {
   expect_points("settled after it");
 }
 
+// Found by tests/powercut: the power went when the very first cold segment was finished and nothing told of it yet.
+TEST_F(SettlingTest, LostIndexWithAFirstColdSegmentThatNothingTellsOfIsMadeAgain) {
+  const MachineId machine = add_machine(1);
+  epochs(machine, 1, 1);
+  ASSERT_EQ(cold_files().size(), 0U);
+  {
+    const auto writer = ColdWriter::create(rig_->files(), "/p0/cold", cold_segment(1), PartitionId(0), 0);
+    ASSERT_TRUE(writer) << writer.error().message();
+    good((*writer)->finish());
+  }
+  ASSERT_EQ(cold_files().size(), 1U);
+  rig_->cut_power();
+  lose_index_and_open();
+  EXPECT_EQ(cold_files().size(), 0U);
+  expect_points("after the rebuild");
+}
+
 TEST_F(SettlingTest, LostIndexWithAColdSegmentMissingIsRefused) {
   const MachineId machine = add_machine(1);
   epochs(machine, 1, 20);
