@@ -109,6 +109,7 @@ Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId
   }
   for (;;) {
     const auto entry = TIDEMARK_TRY(impl_->find_epoch(at.machine, at.epoch, timeout));
+    record = TIDEMARK_TRY(impl_->find_record(at.machine, timeout));  // as new as the epoch: it may have a disk more
     TIDEMARK_TRY(holds.hold(at.machine, at.epoch, object));
     if (target.layers.empty()) {
       for (const pb::DiskSizeRecord& known : entry.disks()) {
@@ -154,6 +155,7 @@ Result<CloneBase> Partition::clone_base(const MachineId& machine, EpochNumber ep
                 "clone one further down, or export it");
   }
   const auto entry = TIDEMARK_TRY(impl_->find_epoch(base.parent, base.epoch, timeout));
+  record = TIDEMARK_TRY(impl_->find_record(base.parent, timeout));  // as new as the epoch: it may have a disk more
   const auto holds = std::make_shared<PointHolds>(impl_->context);
   TIDEMARK_TRY(holds->hold(base.parent, base.epoch, object));
   for (const pb::DiskRecord& disk : record.disks()) {

@@ -60,10 +60,6 @@ TEST_F(PlantedStore, AColdSegmentThatIsNotSyncedIsFound) {
   EXPECT_NE(histories_until_found(Planted::settled_unsynced, kHistoriesMax), 0u);
 }
 
-TEST_F(PlantedStore, ASegmentThatIsFreedTooEarlyIsFound) {
-  EXPECT_NE(histories_until_found(Planted::freed_before_flush, 400), 0u);
-}
-
 TEST_F(PlantedStore, AMarkAheadOfItsDataIsFound) {
   EXPECT_NE(histories_until_found(Planted::mark_ahead_of_data, kHistoriesMax), 0u);
 }

@@ -11,7 +11,6 @@
 namespace tidemark::storage {
 namespace {
 
-using testing::CommitMaker;
 using testing::machine_id;
 using testing::machine_record;
 using testing::TemporaryDirectory;

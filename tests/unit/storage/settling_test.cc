@@ -195,7 +195,7 @@ TEST_F(SettlingTest, LostIndexWithAColdSegmentMissingIsRefused) {
   good(rig_->close());
   const auto paths = cold_files();
   ASSERT_GT(paths.size(), 1u);
-  const std::string missing = paths[paths.size() / 2];
+  const std::string& missing = paths[paths.size() / 2];
   good(rig_->files().rename(missing, missing + ".elsewhere"));
   rig_->lose_index();
   for (int attempt = 0; attempt < 2; ++attempt) {
