@@ -79,6 +79,7 @@ Result<EpochReport> Engine::sync(Link& link, bool freeze) {
     return report;
   }
   report->seconds = seconds_since(clock_, start);
+  link.sent_again(pass.wanted);
   if (pass.kind == pb::INITIAL) initial_.reset();
   return report;
 }
@@ -116,7 +117,40 @@ Status Engine::prepare(Link& link, Pass& pass) {
   for (const KnownDisk& disk : pass.disks) sizes.push_back(disk.size);
   pass.suspects = TIDEMARK_TRY(tracker_.begin_round(sizes));
   if (pass.kind != pb::DELTA) pass.suspects = {true, "the server's copy has no known base", {}};
+  force_wanted(link, pass);
   return {};
+}
+
+// What the server lost is part of this epoch, whatever trackers and digests say.
+void Engine::force_wanted(Link& link, Pass& pass) {
+  pass.wanted = link.wanted();
+  pass.forced.assign(pass.disks.size(), {});
+  std::uint64_t granules = 0;
+  for (const pb::Resend::Range& range : pass.wanted) {
+    for (std::size_t i = 0; i < pass.disks.size(); ++i) {
+      const std::uint64_t end = (pass.disks[i].size + limits::kGranuleSize - 1) / limits::kGranuleSize;
+      if (pass.disks[i].disk.value() != range.disk() || range.first_granule() >= end) continue;
+      const GranuleRange forced{range.first_granule(), std::min(range.granules(), end - range.first_granule())};
+      pass.forced[i].push_back(forced);
+      granules += forced.count;
+    }
+  }
+  if (granules != 0) spdlog::warn("the server lost data: it is sent again bytes={}", granules * limits::kGranuleSize);
+  if (pass.suspects.everything) return;
+  for (std::size_t i = 0; i < pass.forced.size(); ++i) {
+    auto& suspects = pass.suspects.by_disk[i];
+    suspects.insert(suspects.end(), pass.forced[i].begin(), pass.forced[i].end());
+    std::sort(suspects.begin(), suspects.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<GranuleRange> merged;
+    for (const GranuleRange& range : suspects) {
+      if (!merged.empty() && range.first <= merged.back().first + merged.back().count) {
+        merged.back().count = std::max(merged.back().count, range.first + range.count - merged.back().first);
+      } else {
+        merged.push_back(range);
+      }
+    }
+    suspects = std::move(merged);
+  }
 }
 
 Status Engine::open_disks(Link& link, Pass& pass) {

@@ -85,6 +85,8 @@ class Engine {
     std::vector<std::uint64_t> start;       // bytes: where to go on
     std::vector<std::uint64_t> comparable;  // chunks of which the server has a digest
     Suspects suspects;
+    std::vector<pb::Resend::Range> wanted;          // what the server asked for again
+    std::vector<std::vector<GranuleRange>> forced;  // the same, for each disk, within it
     std::vector<std::unique_ptr<Witness>> witnesses;
     bool unproven = false;  // parts were read by an earlier run of the agent
     std::unique_ptr<Freeze> freeze;
@@ -97,6 +99,8 @@ class Engine {
   Status open_disks(Link& link, Pass& pass);
   void choose_kind(const SessionView& view, Pass& pass);
   void plan_comparison(const SessionView& before, Pass& pass);
+  void force_wanted(Link& link, Pass& pass);
+  static bool is_forced(const Pass& pass, std::size_t disk, std::uint64_t begin, std::uint64_t end);
   Status watch(Pass& pass);
   Status begin(Link& link, Pass& pass);
   Status read_disks(Link& link, Pass& pass, DigestFeed* feed, EpochSender& sender);

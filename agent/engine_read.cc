@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "agent/engine.h"
+#include "base/crypto.h"
 #include "base/limits.h"
 
 namespace tidemark::agent {
@@ -40,6 +41,12 @@ Status Engine::read_disks(Link& link, Pass& pass, DigestFeed* feed, EpochSender&
   return {};
 }
 
+bool Engine::is_forced(const Pass& pass, std::size_t disk, std::uint64_t begin, std::uint64_t end) {
+  return std::any_of(pass.forced[disk].begin(), pass.forced[disk].end(), [&](const GranuleRange& range) {
+    return range.first * limits::kGranuleSize < end && begin < (range.first + range.count) * limits::kGranuleSize;
+  });
+}
+
 Status Engine::read_range(Link& link, Pass& pass, std::size_t index, std::uint64_t begin, std::uint64_t end,
                           DigestFeed* feed, EpochSender& sender) {
   BlockSource& source = sources_[index];
@@ -69,6 +76,13 @@ Status Engine::read_range(Link& link, Pass& pass, std::size_t index, std::uint64
       const auto count = static_cast<std::uint32_t>((piece.size + kChunk - 1) / kChunk);
       const auto digests = TIDEMARK_TRY(feed->at(piece.disk, at / kChunk, count));
       piece.digests.assign(digests.begin(), digests.end());
+      for (std::size_t chunk = 0; (chunk + 1) * sizeof(Sha256) <= piece.digests.size(); ++chunk) {
+        const std::uint64_t chunk_begin = at + chunk * kChunk;
+        if (!is_forced(pass, index, chunk_begin, std::min(chunk_begin + kChunk, stop))) continue;
+        // No data has this digest.
+        std::fill_n(piece.digests.begin() + static_cast<std::ptrdiff_t>(chunk * sizeof(Sha256)), sizeof(Sha256),
+                    std::byte{0});
+      }
     }
     if (!hole) {
       piece.buffer = TIDEMARK_TRY(sender.buffer());

@@ -257,6 +257,11 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
     paused_until = std::chrono::steady_clock::now() + pause;  // the newest word counts; on_read pumps
     if (options.on_throttle) options.on_throttle(pause, reason);
   }
+  void on_resend(const pb::Resend& message) override {
+    const std::lock_guard lock(mutex);
+    resend.assign(message.ranges().begin(), message.ranges().end());
+    changed.notify_all();
+  }
   void on_renewed(const std::string& certificate_pem) override {
     if (options.on_renewed) options.on_renewed(certificate_pem);
   }
@@ -381,6 +386,7 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
   std::map<std::string, pb::DiskOpened> opened;
   EpochNumber begun, durable;
   std::deque<pb::DigestReply> digests;
+  std::vector<pb::Resend::Range> resend;
 
   std::thread thread;  // last: it uses everything above
 };
@@ -496,6 +502,21 @@ Result<pb::DigestReply> Link::next_digests() {
   pb::DigestReply reply = std::move(impl_->digests.front());
   impl_->digests.pop_front();
   return reply;
+}
+
+std::vector<pb::Resend::Range> Link::wanted() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->resend;
+}
+
+void Link::sent_again(const std::vector<pb::Resend::Range>& ranges) {
+  const auto same = [](const pb::Resend::Range& a, const pb::Resend::Range& b) {
+    return a.disk() == b.disk() && a.first_granule() == b.first_granule() && a.granules() == b.granules();
+  };
+  const std::lock_guard lock(impl_->mutex);
+  std::erase_if(impl_->resend, [&](const pb::Resend::Range& wanted) {
+    return std::any_of(ranges.begin(), ranges.end(), [&](const pb::Resend::Range& sent) { return same(wanted, sent); });
+  });
 }
 
 Status Link::renew(const std::string& csr_pem) {

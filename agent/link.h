@@ -93,7 +93,11 @@ class Link {
   Status unchanged(WallMicros as_of_us);
   Status request_digests(const pb::DigestRequest& request);  // does not wait for the reply
   Result<pb::DigestReply> next_digests();                    // replies come in the order of the requests
-  Status renew(const std::string& csr_pem);                  // on_renewed follows
+  // What the server asked for to be sent again, whether it changed or not.
+  std::vector<pb::Resend::Range> wanted() const;
+  // It came with an epoch that is durable; what was asked for since stays.
+  void sent_again(const std::vector<pb::Resend::Range>& ranges);
+  Status renew(const std::string& csr_pem);  // on_renewed follows
   void progress(const pb::Progress& progress);
   // Says Goodbye and closes, within a bounded time.
   void goodbye(const std::string& reason);

@@ -299,6 +299,8 @@ Result<RunOutcome> Runner::run() {
   std::string address = config_.server;
   std::vector<std::string> redirects;  // since the last Welcome that was none
   SteadyTime last_answer = clock_.monotonic();
+  bool refused = false;  // for want of space, in session after session
+  SteadyTime refused_since = last_answer;
   bool first = true;
   while (!stop_.stop_requested() && !done_) {
     Link link(TIDEMARK_TRY(link_options(address)), *keeper_, clock_, stop_);
@@ -314,6 +316,14 @@ Result<RunOutcome> Runner::run() {
         return std::unexpected(served.error());
       }
       last_answer = clock_.monotonic();
+      // Welcomed, and refused what it came for, again and again: no more of an answer than none.
+      if (link.alive() || link.end().error.code != Code::no_space) {
+        refused = false;
+      } else {
+        if (!refused) refused_since = last_answer;
+        refused = true;
+        last_answer = refused_since;
+      }
       board_->set_connected(false, address);
       if (done_ || stop_.stop_requested()) break;
     } else if (stop_.stop_requested()) {

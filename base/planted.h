@@ -16,6 +16,7 @@ enum class Planted : std::uint8_t {
   aborted_shows_through,  // the index forgets which ranges were aborted
   fold_forgets_points,    // a fold goes by the newest point alone
   settled_unsynced,       // a cold segment is referred to before it is durable
+  released_run_unlinked,  // the chain ends where several neighbours were given back
   freed_before_flush,     // a segment is used again while only memory knows that nothing refers to it
   log_unsynced,           // a commit is written without RWF_DSYNC: it may never leave the disk's cache
   mark_ahead_of_data,     // the index's mark is durable before what it covers
@@ -23,6 +24,9 @@ enum class Planted : std::uint8_t {
   stale_incarnation,      // recovery follows the log by position, not by who wrote it last
   drops_what_is_in_use,   // a point goes although clones stand on it
   prune_ignores_pins,     // the ladder drops pinned points
+  verified_unread,        // the checker takes new blocks for sound without a look at them
+  live_count_off_by_one,  // what leaves the index is not taken off its segment's count whole
+  nonces_begin_anew,      // who seals blocks counts from the same nonce each time a partition is opened
 };
 
 #ifdef TIDEMARK_PLANTED_BUGS

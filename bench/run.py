@@ -5,6 +5,7 @@ Every row has value, target, unit, number of samples and spread; one that could 
 run are comparable with each other, not with those of another machine. usage: run.py --build DIR [--json FILE] [--quick]
 """
 import argparse
+import concurrent.futures
 import contextlib
 import datetime
 import json
@@ -32,22 +33,34 @@ class NotMeasured(Exception):
 class Server:
     """A tidemarkd of its own for one measurement."""
 
-    def __init__(self, build, directory, partitions=2):
+    def __init__(self, build, directory, partitions=2, config=""):
         self.build, self.data = build, directory / "data"
         subprocess.run([build / "bin/tidemarkd", "init", self.data, "--partitions", str(partitions), "--address", "127.0.0.1:7443"],
                        check=True, stdout=subprocess.DEVNULL)
-        self.log = open(directory / "server.log", "ab")
-        self.process = subprocess.Popen([build / "bin/tidemarkd", "run", "--data", self.data, "--listen", "127.0.0.1:0"],
+        self.config = directory / "config.toml"
+        self.config.write_text(config)
+        self.log_path = directory / "server.log"
+        self.log = open(self.log_path, "ab")
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen([self.build / "bin/tidemarkd", "run", "--data", self.data, "--listen", "127.0.0.1:0",
+                                         "--config", self.config],
                                         stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
         if "serving on " not in line:
             raise NotMeasured(f"tidemarkd did not start: {line!r}")
         self.address = line.split("serving on ")[1].split(",")[0]
 
+    def begin_load(self, *options):
+        return subprocess.Popen(self.load_command(*options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def load_command(self, *options):
+        return [self.build / "bin/tidemark-bench", "--server", self.address, "--socket", self.data / "admin.sock",
+                "--server-pid", str(self.process.pid), *map(str, options)]
+
     def load(self, *options, when_connected=lambda: None):
-        command = [self.build / "bin/tidemark-bench", "--server", self.address, "--socket", self.data / "admin.sock",
-                   "--server-pid", str(self.process.pid), *map(str, options)]
-        tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        tool = subprocess.Popen(self.load_command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         errors = ""
         for line in tool.stderr:
             errors += line
@@ -57,6 +70,15 @@ class Server:
         if tool.wait(timeout=400) != 0:
             raise NotMeasured((errors + output).strip()[-300:])
         return json.loads(output)
+
+    def healthy(self):
+        return subprocess.run([self.build / "bin/tidemark", "--data", self.data, "health"], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL).returncode == 0
+
+    def log_of(self, since):
+        with open(self.log_path) as log:
+            log.seek(since)
+            return log.read()
 
     def stop(self):
         self.process.terminate()
@@ -179,6 +201,126 @@ def slow_disk_memory(build, root, repetitions):
               note=f"{written:.1f} MiB/s became durable")
 
 
+STAGED_GIB = 8
+
+
+def restart(build, root, repetitions):
+    """With several GiB staged, kill -9 under load of both kinds, and start again: until every partition serves."""
+    space = os.statvfs(root)
+    if space.f_bavail * space.f_frsize < (STAGED_GIB + 6) << 30:
+        raise NotMeasured(f"needs {STAGED_GIB + 6} GiB free in {root}")
+    seconds, replayed = [], []
+    with server(build, root, partitions=4) as running:
+        staged, round_number = 0, 0
+        while staged < STAGED_GIB << 30:
+            round_number += 1
+            running.load("--profile", "bulk", "--machines", 8, "--seconds", 10, "--prefix", f"bulk{round_number}-")
+            running.load("--profile", "small", "--machines", 64, "--seconds", 5, "--prefix", f"small{round_number}-")
+            staged = sum(path.stat().st_size for path in running.data.glob("partition-*/*/*.segment"))
+        for i in range(repetitions):
+            tools = [running.begin_load("--profile", "small", "--machines", 64, "--seconds", 60, "--prefix", f"last{i}-"),
+                     running.begin_load("--profile", "bulk", "--machines", 4, "--seconds", 60, "--prefix", f"more{i}-")]
+            for tool in tools:
+                while not tool.stderr.readline().startswith("connected "):
+                    if tool.poll() is not None:
+                        raise NotMeasured("the load did not start")
+            time.sleep(12)  # longer than the index goes without a flush
+            running.process.kill()
+            running.process.wait()
+            for tool in tools:
+                tool.kill()
+                tool.wait()
+            mark = running.log_path.stat().st_size
+            begin = time.monotonic()
+            running.start()
+            while not running.healthy():
+                time.sleep(0.01)
+            seconds.append(time.monotonic() - begin)
+            replayed.append(sum(int(line.split("replayed_bytes=")[1].split()[0]) for line in running.log_of(mark).splitlines()
+                                if "replayed_bytes=" in line) / (1 << 20))
+        size = staged / (1 << 30)
+    yield row("restart after kill -9 under load: until every partition serves", seconds, 2, "s", note=f"{size:.1f} GiB of segments")
+    yield row("restart after kill -9 under load: log replayed, all partitions", replayed, 512, "MiB", note=f"{size:.1f} GiB of segments")
+
+
+def written_by(pid):
+    with open(f"/proc/{pid}/io") as counters:
+        return int(next(line for line in counters if line.startswith("write_bytes")).split()[1])
+
+
+def idle_writes(build, root, repetitions):
+    """What a server writes while thousands of machines are connected and nothing changes."""
+    samples, machines = [], 10_000
+    for _ in range(max(1, repetitions // 3)):
+        with server(build, root) as running:
+            tool = running.begin_load("--profile", "idle", "--machines", machines, "--seconds", 100, "--prefix", "idle")
+            line = ""
+            while not line.startswith("connected "):
+                line = tool.stderr.readline()
+                if not line:
+                    raise NotMeasured("the machines did not connect")
+            machines = int(line.split()[1])
+            time.sleep(20)  # enrolments and first segments are settled
+            before = written_by(running.process.pid)
+            time.sleep(60)
+            samples.append((written_by(running.process.pid) - before) / (1 << 10))
+            tool.kill()
+            tool.wait()
+    yield row(f"{machines} idle sessions: written in a minute", samples, 64, "KiB")
+
+
+def settling(build, root, repetitions):
+    """What the settler costs in one thread, and by how much the process grows."""
+    results = {}
+    for _ in range(repetitions):
+        report = json_of([build / "bench/storage_settle_bench", "--benchmark_format=json"],
+                         env=os.environ | {"TIDEMARK_BENCH_DIR": str(root)})
+        for result in report["benchmarks"]:
+            results.setdefault(result["name"].split("/iter")[0], []).append(result)
+    for name, granules in (("Settle/1", 1), ("Settle/16", 16)):
+        what = f"settling, blocks of {4 * granules} KiB"
+        yield row(f"{what}: moved", [r["moved_mib_per_s"] for r in results[name]], 0, "MiB/s", at_most=False)
+        yield row(f"{what}: CPU", [r["cpu_s_per_gib"] for r in results[name]], 0, "s/GiB")
+        yield row(f"{what}: the process grows by", [r["peak_mib"] for r in results[name]], 0, "MiB")
+    yield row("folding: versions looked at", [r["versions_per_s"] for r in results["Fold"]], 0, "1/s", at_most=False)
+    yield row("folding: CPU", [r["cpu_us_per_version"] for r in results["Fold"]], 0, "us/version")
+
+
+def settling_acks(build, root, repetitions):
+    """Ack p99 of small epochs beside a load, with what it wrote being settled at once over without; alternating."""
+    ratios, plain = [], []
+    for _ in range(repetitions):
+        p99 = {}
+        for settle_after in ("1h", "0s"):
+            with server(build, root, config=f'[storage]\nsettle_after = "{settle_after}"\n') as running:
+                with concurrent.futures.ThreadPoolExecutor() as pool:
+                    push = pool.submit(running.load, "--profile", "small", "--machines", 16, "--seconds", 20, "--prefix", "push")
+                    report = running.load("--profile", "small", "--machines", 200, "--seconds", 15, "--blocks-per-epoch", 1,
+                                          "--interval-ms", 1000, "--prefix", "ack")
+                    push.result()
+                moved = sum(f.stat().st_size for f in running.data.glob("partition-*/cold/*.segment"))
+                if settle_after == "0s" and moved == 0:
+                    raise NotMeasured("nothing was settled meanwhile")
+                p99[settle_after] = report["ack_us_p99"]
+        ratios.append(p99["0s"] / p99["1h"])
+        plain.append(p99["1h"] / 1000)
+    yield row("ack p99 beside a load of small blocks that settles at once, over the same not settled", ratios, 0, "ratio")
+    yield row("ack p99 beside a load of small blocks, not settled", plain, 0, "ms")
+
+
+def index_cost(build, root, repetitions):
+    results = {}
+    for _ in range(repetitions):
+        report = json_of([build / "bench/storage_index_bench", "--benchmark_filter=4k|64k$", "--benchmark_format=json"],
+                         env=os.environ | {"TIDEMARK_BENCH_DIR": str(root)})
+        for result in report["benchmarks"]:
+            results.setdefault(result["name"].split("/")[0], []).append(result)
+    bytes_of = lambda name: [r["index_bytes_per_granule"] for r in results[name]]
+    yield row("index: bytes for a random 4 KiB version", bytes_of("random_4k"), 24, "bytes")
+    yield row("index: bytes for 4 KiB of bulk", bytes_of("bulk_64k"), 2, "bytes")
+    yield row("index: CPU of applying a random 4 KiB version", [r["cpu_us_per_granule"] for r in results["random_4k"]], 0, "us")
+
+
 def micro(build, root, _):
     """Every micro-benchmark, as the benchmark library reports it; no targets."""
     for program in sorted((build / "bench").glob("*_bench")):
@@ -205,7 +347,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     rows = []
     try:
-        for measure in (bulk_ingest, log_append, idle_sessions, small_epochs, slow_disk_memory, micro):
+        for measure in (bulk_ingest, log_append, idle_sessions, small_epochs, slow_disk_memory, restart, idle_writes, index_cost,
+                        settling, settling_acks, micro):
             if arguments.only and arguments.only not in measure.__name__:
                 continue
             print(f"-- {measure.__name__}", file=sys.stderr, flush=True)

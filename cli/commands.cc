@@ -9,6 +9,7 @@
 #include "cli/format.h"
 #include "cli/output.h"
 #include "cli/retention.h"
+#include "cli/space.h"
 
 namespace tidemark::cli {
 namespace {
@@ -72,11 +73,18 @@ void print_machine(const Context& context, const json& machine) {
         newest ? fmt::format("epoch {}, {}", *newest, moment(machine, "newest_point_time", now)) : "none yet");
   if (time_at(machine, "unchanged_as_of")) field(out, "unchanged as of", moment(machine, "unchanged_as_of", now));
   field(out, "lag", seconds_of(machine, "lag_seconds") + ", backlog " + size_of(machine, "backlog_bytes"));
+  if (const auto damage = machine.find("damage"); damage != machine.end() && damage->is_object())
+    field(out, "damage",
+          fmt::format("{} blocks, {}, {} points affected{}; see `tidemark damage`",
+                      number_at(*damage, "extents").value_or(0), size_of(*damage, "bytes"),
+                      number_at(*damage, "points").value_or(0),
+                      flag_at(*damage, "newest") ? ", the newest state too" : ", not the newest state"));
   field(out, "durable epoch", std::to_string(number_at(machine, "durable_epoch").value_or(0)));
   for (const json& disk : array_at(machine, "disks"))
     field(out, "disk",
           fmt::format("{}  {}  {}", number_at(disk, "disk").value_or(0), or_dash(text_at(disk, "name")),
                       size_of(disk, "size")));
+  field(out, "stored", stored_of(machine) + ", quota " + quota_of(machine));
   field(out, "agent", or_dash(text_at(machine, "agent_version")));
   field(out, "certificate expires", moment(machine, "certificate_expires", now));
   field(out, "partition", std::to_string(number_at(machine, "partition").value_or(0)));
@@ -151,11 +159,14 @@ Outcome list_machines(Context& context) {
                {"LAG", right},
                {"BACKLOG", right},
                {"NEWEST POINT"},
+               {"STORED", right},
+               {"QUOTA", right},
                {"DISKS"}});
   for (const json& machine : machines)
     table.add({or_dash(text_at(machine, "name")), state_of(machine), percent_of(machine),
                seconds_of(machine, "eta_seconds"), seconds_of(machine, "lag_seconds"),
-               size_of(machine, "backlog_bytes"), moment(machine, "newest_point_time", now), disks_of(machine)});
+               size_of(machine, "backlog_bytes"), moment(machine, "newest_point_time", now), stored_of(machine),
+               quota_of(machine), disks_of(machine)});
   table.print(context.out);
   bool first = true;
   for (const json& machine : machines) {
@@ -211,6 +222,7 @@ Outcome list_points(Context& context, const std::string& machine, std::uint64_t 
                {"TIME"},
                {"AGE", right},
                {"CONSISTENCY"},
+               {"VERIFIED"},
                {"CHANGED", right},
                {"STORED", right},
                {"DISKS"},
@@ -220,8 +232,9 @@ Outcome list_points(Context& context, const std::string& machine, std::uint64_t 
     const auto time = time_at(point, "time");
     const std::string age = time ? human_duration((now - *time) / 1'000'000) : "-";
     table.add({std::to_string(number_at(point, "epoch").value_or(0)), time ? human_time(*time) : "-", age,
-               or_dash(text_at(point, "consistency")), size_of(point, "plain_bytes"), size_of(point, "stored_bytes"),
-               disks_of(point), holds_of(point), expiry_of(point, now)});
+               or_dash(text_at(point, "consistency")), flag_at(point, "verified") ? "yes" : "no",
+               size_of(point, "plain_bytes"), size_of(point, "stored_bytes"), disks_of(point), holds_of(point),
+               expiry_of(point, now)});
   }
   table.print(context.out);
   return 0;
@@ -300,23 +313,6 @@ Outcome show_server(Context& context) {
     field(context.out, key.c_str(), clean(text));
   }
   return 0;
-}
-
-Outcome show_health(Context& context) {
-  // An unhealthy server answers with 503 and the same body, so the body is what counts.
-  const json health = TIDEMARK_TRY(context.client.get_health());
-  const bool ok = flag_at(health, "ok");
-  if (context.json) {
-    answer(context, health);
-    return ok ? 0 : 1;
-  }
-  Table table({{"PARTITION", Table::Align::right}, {"STATE"}, {"WHY"}});
-  for (const json& partition : array_at(health, "partitions"))
-    table.add({std::to_string(number_at(partition, "id").value_or(0)), or_dash(text_at(partition, "state")),
-               clean(text_at(partition, "why"))});
-  table.print(context.out);
-  context.out << (ok ? "every partition serves\n" : "not every partition serves\n");
-  return ok ? 0 : 1;
 }
 
 }  // namespace tidemark::cli

@@ -44,7 +44,6 @@ Outcome run_export(Context& context, const ExportRequest& request);
 Outcome run_verify(Context& context, const std::string& machine, const std::string& at);
 
 Outcome show_server(Context& context);
-Outcome show_health(Context& context);
 
 // "90s", "15m", "1h", "2d" in seconds.
 Result<std::uint64_t> parse_duration(const std::string& text);

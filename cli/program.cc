@@ -10,8 +10,11 @@
 
 #include "cli/clones.h"
 #include "cli/commands.h"
+#include "cli/integrity.h"
 #include "cli/interrupt.h"
+#include "cli/partitions.h"
 #include "cli/retention.h"
+#include "cli/space.h"
 
 namespace tidemark::cli {
 namespace {
@@ -35,6 +38,7 @@ struct Options {
   PinRequest pin;
   CloneRequest clone;
   std::vector<std::string> names;
+  std::uint32_t partition = 0;
   std::uint64_t limit = 0;
   bool fuzzy = false;
   ExportRequest exported;
@@ -85,7 +89,7 @@ void add_machine_commands(CLI::App& app, Options& options) {
   add_command(app, options, "machines", "lists all machines: state, progress, lag, newest point", "",
               [](Context& context) { return list_machines(context); });
   CLI::App* const machine =
-      app.add_subcommand("machine", "one machine: show, rename, remove, unremove, accept, keep, revoke");
+      app.add_subcommand("machine", "one machine: show, rename, quota, remove, unremove, accept, keep, revoke");
   machine->require_subcommand(0, 1)->fallthrough();
   add_machine(add_command(*machine, options, "show", "everything the server knows of it", "",
                           [&](Context& context) { return show_machine(context, options.machine); }),
@@ -95,6 +99,13 @@ void add_machine_commands(CLI::App& app, Options& options) {
                   [&](Context& context) { return rename_machine(context, options.machine, options.name); });
   add_machine(rename, options);
   rename->add_option("NEW", options.name, "the new name")->required();
+  CLI::App* const quota = add_command(
+      *machine, options, "quota", "sets how much its versions may take on the server, or none",
+      "From 90 % on a warning; at 100 % the machine is paused, with its points as they are, until pruning or a higher\n"
+      "quota makes room.\nExamples:\n  tidemark machine quota web1 200GiB\n  tidemark machine quota web1 none",
+      [&](Context& context) { return set_quota(context, options.machine, options.name); });
+  add_machine(quota, options);
+  quota->add_option("SIZE", options.name, "like 500MiB, 200GiB or 2TiB; or none")->required();
   CLI::App* const remove = add_command(
       *machine, options, "remove", "removes it and all of its recovery points, after the hold-off",
       "Asks for the name on a terminal; elsewhere --confirm is needed. Until the hold-off is over (24 h, unless the\n"
@@ -254,6 +265,24 @@ void add_clone_commands(CLI::App& app, Options& options) {
   drop->add_option("NAME", options.names, "`tidemark clone list` lists them")->required();
 }
 
+void add_integrity_commands(CLI::App& app, Options& options) {
+  CLI::App* const damage = add_command(
+      app, options, "damage", "lists stored data that is damaged, and the recovery points it concerns",
+      "What the newest state needs is sent again by the machine's agent; from then on it is healed, and older points\n"
+      "stay affected until they expire. Exit status 1 when something is not healed.\n"
+      "Examples:\n  tidemark damage\n  tidemark damage web1",
+      [&](Context& context) { return show_damage(context, options.machine); });
+  damage->add_option("MACHINE", options.machine, "only this machine's: its name or its id");
+  CLI::App* const scrub = app.add_subcommand("scrub", "reads and checks all that is stored: start, status, stop");
+  scrub->require_subcommand(0, 1)->fallthrough();
+  add_command(*scrub, options, "start", "begins one now, besides those that come by themselves", "",
+              [](Context& context) { return change_scrub(context, true); });
+  add_command(*scrub, options, "status", "how far it is, when the last one ended and what it found", "",
+              [](Context& context) { return show_scrub(context); });
+  add_command(*scrub, options, "stop", "gives up the one that runs", "",
+              [](Context& context) { return change_scrub(context, false); });
+}
+
 void add_all(CLI::App& app, Options& options) {
   app.add_flag("--json", options.json, "answer with one JSON document on stdout, errors too");
   app.add_option("--socket", options.socket,
@@ -277,13 +306,24 @@ void add_all(CLI::App& app, Options& options) {
   add_ladder_commands(app, options);
   add_pin_commands(app, options);
   add_clone_commands(app, options);
+  add_integrity_commands(app, options);
   CLI::App* const audit = add_command(app, options, "audit", "who changed what, and what came of it; newest last", "",
                                       [&](Context& context) { return show_audit(context, options.limit); });
   audit->add_option("--limit", options.limit, "at most this many (default: 100)")->check(CLI::Range(1, 100'000));
+  add_command(app, options, "space", "who takes how much, what else takes space, and what is free", "",
+              [](Context& context) { return show_space(context); });
   add_command(app, options, "server", "the server: version, addresses, totals", "",
               [](Context& context) { return show_server(context); });
   add_command(app, options, "health", "whether every partition serves; exit status 1 when not", "",
               [](Context& context) { return show_health(context); });
+  CLI::App* const partition = app.add_subcommand("partition", "one partition of the server: open");
+  partition->require_subcommand(0, 1)->fallthrough();
+  add_command(*partition, options, "open", "opens one again that stopped, or could not be opened",
+              "When what made it stop is mended: a disk, a mount, a file that was restored. Its machines come back by\n"
+              "themselves. Example:\n  tidemark partition open 3",
+              [&](Context& context) { return open_partition(context, options.partition); })
+      ->add_option("PARTITION", options.partition, "its number; `tidemark health` lists them")
+      ->required();
 }
 
 int tell(const Error& error, bool json, std::ostream& out, std::ostream& err, int status) {

@@ -173,18 +173,19 @@ Status verify(Node& node, const httplib::Request& request, httplib::Response& re
                                                                 EpochNumber(point.number()), kIndexTimeout)));
   }
   response.set_header("Tidemark-Epoch", std::to_string(point.number()));
-  response.set_chunked_content_provider("application/jsonl", [&node, work, name = report.name, epoch = point.number()](
-                                                                 std::size_t, httplib::DataSink& sink) {
-    Verification verification(node, sink);
-    for (const auto& [disk, reader] : *work)
-      if (!verification.disk(*reader, disk)) return false;
-    if (!verification.finish()) return false;
-    if (verification.damaged() != 0)
-      spdlog::error("verification found damage{}{}{}", kv("machine", name), kv("epoch", epoch),
-                    kv("damaged", verification.damaged()));
-    sink.done();
-    return true;
-  });
+  response.set_chunked_content_provider(
+      "application/jsonl", [&node, work, held = place.partition, name = report.name, epoch = point.number()](
+                               std::size_t, httplib::DataSink& sink) {
+        Verification verification(node, sink);
+        for (const auto& [disk, reader] : *work)
+          if (!verification.disk(*reader, disk)) return false;
+        if (!verification.finish()) return false;
+        if (verification.damaged() != 0)
+          spdlog::error("verification found damage{}{}{}", kv("machine", name), kv("epoch", epoch),
+                        kv("damaged", verification.damaged()));
+        sink.done();
+        return true;
+      });
   return {};
 }
 

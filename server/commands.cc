@@ -14,8 +14,10 @@
 #include "server/authority.h"
 #include "server/config.h"
 #include "server/directory.h"
+#include "server/key_commands.h"
 #include "server/logging.h"
 #include "server/notify.h"
+#include "server/offline.h"
 #include "server/server.h"
 #include "storage/system_files.h"
 
@@ -140,6 +142,18 @@ int serve(const std::string& data, std::string config_path, const std::string& l
   return kWell;
 }
 
+int rebuild(const std::string& data, const RebuildRequest& request) {
+  const auto well = rebuild_indexes(data, request);
+  if (!well) return failed(well.error(), well.error().code == Code::invalid_argument ? kWrong : kFailed);
+  return *well ? kWell : kFailed;
+}
+
+int add_directory(const std::string& data, const std::string& path, std::uint32_t partitions) {
+  const auto added = add_data_directory(data, path, partitions);
+  if (!added) return failed(added.error(), added.error().code == Code::invalid_argument ? kWrong : kFailed);
+  return kWell;
+}
+
 int check(const std::string& path) {
   const auto config = load_config(path);
   if (!config) return failed(config.error(), kWrong);
@@ -168,6 +182,30 @@ int run_command_line(int argc, char** argv) {
       "--address", options.addresses,
       "HOST:PORT as agents reach it; may be repeated. The first goes into tokens, all into the certificate");
 
+  init_command->add_option("--data-directory", options.data_directories,
+                           "Directory, on a disk of its own, for a part of the partitions; may be repeated. Without "
+                           "any, all are in DIR");
+
+  auto* add_command =
+      app.add_subcommand("add-directory", "Add a data directory, on a disk of its own (not while it runs)");
+  std::uint32_t more = 1;
+  add_command->add_option("NEW", path, "Directory to make; or one of this server that was mounted elsewhere")
+      ->required();
+  add_command->add_option("--data", data, "The data directory of the server")->required();
+  add_command->add_option("--partitions", more, "Partitions to make in it")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, kPartitionsMax));
+
+  auto* rebuild_command =
+      app.add_subcommand("rebuild-index", "Make indexes again from log and cold segments alone (not while it runs)");
+  RebuildRequest rebuild_request;
+  rebuild_command->add_option("--data", data, "The data directory of the server")->required();
+  rebuild_command->add_option("--partition", rebuild_request.partitions, "Only this one; may be repeated");
+  rebuild_command->add_flag(
+      "--check", rebuild_request.check,
+      "Only compare: exit status 1 when an index shows something else than log and cold segments");
+  rebuild_command->add_option("--config", rebuild_request.config, "Configuration file, as of `run`");
+
   auto* run_command = app.add_subcommand("run", "Serve a data directory until SIGTERM or SIGINT");
   run_command->add_option("--data", data, "The data directory")->required();
   run_command->add_option("--config", config, "Configuration file (default: tidemarkd.toml in the data directory)");
@@ -176,6 +214,9 @@ int run_command_line(int argc, char** argv) {
 
   auto* check_command = app.add_subcommand("check-config", "Check a configuration file");
   check_command->add_option("FILE", path, "The file")->required();
+
+  KeyCommands key;
+  key.add_to(app);
 
   auto* certificate = app.add_subcommand("certificate", "The server's own certificate");
   certificate->require_subcommand(1);
@@ -195,7 +236,10 @@ int run_command_line(int argc, char** argv) {
   if (init_command->parsed()) return init(path, options);
   if (run_command->parsed()) return serve(data, config, listen);
   if (check_command->parsed()) return check(path);
+  if (add_command->parsed()) return add_directory(data, path, more);
+  if (rebuild_command->parsed()) return rebuild(data, rebuild_request);
   if (renew_command->parsed()) return renew(data, addresses);
+  if (key.parsed()) return key.run();
   return kWrong;
 }
 

@@ -83,6 +83,19 @@ class Section {
     value = given;
   }
 
+  void share(const char* key, double& value, double min, double max) {
+    const toml::node* node = take(key);
+    const std::string allowed = fmt::format("allowed is a number from {} to {}", min, max);
+    if (node == nullptr) {
+      if (table_ != nullptr && value < min) wrong(*table_, key, fmt::format("is {}, by default", value), allowed);
+      return;
+    }
+    const auto given = node->value<double>();
+    if (!given || !node->is_number()) return wrong(*node, key, "is not a number", allowed);
+    if (!(*given >= min && *given <= max)) return wrong(*node, key, fmt::format("is {}", *given), allowed);
+    value = *given;
+  }
+
   void duration(const char* key, std::uint64_t& seconds, std::uint64_t max) {
     const toml::node* node = take(key);
     if (node == nullptr) return;
@@ -224,10 +237,17 @@ Result<Config> parse_config(std::string_view text, const std::string& origin) {
   storage.size("segment_size", config.storage.segment_size, limits::kSegmentSizeMin, limits::kSegmentSizeMax, 1_MiB);
   storage.number("reserve_segments", config.storage.reserve_segments, 1, 64);
   storage.size("free_space_min", config.storage.free_space_min, 0, 1024_TiB);
+  storage.share("high_water", config.storage.high_water, 0.1, 1.0);
+  storage.share("full_water", config.storage.full_water, config.storage.high_water, 1.0);
   storage.number("commits_in_flight", config.storage.commits_in_flight, 1, limits::kCommitsInFlightMax);
   storage.size("index_cache", config.storage.index_cache, 1_MiB, 1_TiB);
   storage.duration("settle_after", config.storage.settle_after, 365 * 86'400);
   storage.size("settle_rate", config.storage.settle_rate, 1_MiB, 1_TiB);
+  storage.size("verify_rate", config.storage.verify_rate, 1_MiB, 1_TiB);
+  storage.size("scrub_rate", config.storage.scrub_rate, 1_MiB, 1_TiB);
+  storage.duration("scrub_interval", config.storage.scrub_interval, 366 * 86'400);
+  storage.flag("encryption", config.storage.encryption);
+  storage.text("master_key_file", config.storage.master_key_file);
   storage.done();
 
   Section alarms(root, "alarms", origin, status);
@@ -281,11 +301,18 @@ listen = "{}"                # where agents connect; port 0 lets the kernel choo
 [storage]
 # segment_size = "{}"                # of the log
 # reserve_segments = {}                  # formatted ahead, per partition
-# free_space_min = "{}"             # below this nothing new is formatted
+# free_space_min = "{}"                  # below this nothing new is taken in; 0: what pruning needs, see the manual
+# high_water = {}                     # above this share of the file system the fastest growers are slowed,
+# full_water = {}                     # above this one they are paused
 # commits_in_flight = {}                 # writes at a time, raised by itself as latency grows
 # index_cache = "{}"                 # per partition
 # settle_after = "{}"                   # the log is emptied into cold segments that long after it was written
 # settle_rate = "{}"                # bytes per second that are moved then, per partition
+# verify_rate = "{}"                # bytes per second of new data that are read back and checked
+# scrub_rate = "{}"                  # bytes per second of a scrub, which reads everything
+# scrub_interval = "{}"                 # from one scrub to the next; "0s": only `tidemark scrub start`
+# encryption = {}                     # of what is stored; make a master key first: tidemarkd key init
+# master_key_file = ""                  # default: master.key in the data directory; better on other media
 
 [alarms]
 # no_point_minutes = {}                 # a machine without a new point for so long is an alarm
@@ -296,8 +323,10 @@ listen = "{}"                # where agents connect; port 0 lets the kernel choo
       listen, d.server.log_level, d.server.log_format, d.limits.sessions, d.limits.handshakes,
       d.limits.per_source_handshakes, size_text(d.limits.session_credit), size_text(d.limits.memory),
       size_text(d.storage.segment_size), d.storage.reserve_segments, size_text(d.storage.free_space_min),
-      d.storage.commits_in_flight, size_text(d.storage.index_cache), duration_text(d.storage.settle_after),
-      size_text(d.storage.settle_rate), d.alarms.no_point_minutes, duration_text(d.retention.removal_holdoff));
+      d.storage.high_water, d.storage.full_water, d.storage.commits_in_flight, size_text(d.storage.index_cache),
+      duration_text(d.storage.settle_after), size_text(d.storage.settle_rate), size_text(d.storage.verify_rate),
+      size_text(d.storage.scrub_rate), duration_text(d.storage.scrub_interval), d.storage.encryption,
+      d.alarms.no_point_minutes, duration_text(d.retention.removal_holdoff));
 }
 
 }  // namespace tidemark::server

@@ -68,6 +68,7 @@ struct ShardCounters {
   std::uint64_t pauses_for_room = 0;    // a frame waited for the log
   std::uint64_t pauses_for_memory = 0;  // a frame waited for a buffer
   std::uint64_t epochs_aborted = 0;     // by agents, and those that could not be committed or resumed
+  std::uint64_t resends = 0;            // agents were asked to send damaged ranges again
   std::uint64_t throttles = 0;          // sessions were asked to wait
   std::uint64_t digest_chunks = 0;
   std::uint64_t history_diverged = 0;

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "server/machine_status.h"
+#include "server/space_watch.h"
 
 namespace tidemark::server {
 
@@ -22,6 +23,15 @@ struct DiskReport {
 struct RemovalReport {
   WallMicros requested_us = 0, effective_us = 0;
   std::string by, reason;
+};
+
+struct SpaceReport {
+  std::uint64_t logical_bytes = 0, stored_bytes = 0;
+  std::uint64_t quota_bytes = 0;  // 0: none
+  QuotaState quota = QuotaState::none;
+  std::uint64_t growth = 0;  // bytes per second
+  Watermark::Hold hold = Watermark::Hold::none;
+  std::uint64_t rate = 0;  // bytes per second, when slowed
 };
 
 struct MachineReport {
@@ -44,6 +54,8 @@ struct MachineReport {
   std::optional<RemovalReport> removal;
   bool is_clone = false;
   bool cloned = false;  // clones stand on points of it
+  StoredDamage damage;
+  SpaceReport space;
 };
 
 }  // namespace tidemark::server

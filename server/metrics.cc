@@ -2,6 +2,7 @@
 
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
 #include <deque>
 #include <limits>
 #include <sstream>
@@ -63,8 +64,16 @@ class Families {
 struct HostSample {
   PartitionHost::Health health;
   std::size_t sessions = 0, waiting_for_room = 0, throttled = 0;
-  std::uint64_t quarantined = 0, alarms = 0, machines = 0, clones = 0, dropped = 0;
+  std::uint64_t quarantined = 0, alarms = 0, machines = 0, clones = 0, dropped = 0, damaged = 0, damaged_newest = 0;
   bool clock_held = false;
+  SpaceWatch::Totals space;
+  struct MachineBytes {
+    std::string name;
+    std::uint64_t logical, stored;
+  };
+  std::vector<MachineBytes> machine_bytes;
+  std::shared_ptr<storage::Partition> partition;
+  bool index_rebuilt = false;
   double lag_seconds_max = 0;
 };
 
@@ -100,6 +109,18 @@ ShardSample sample(Shard& shard) {
     }
     h.machines = host->machine_count();
     h.clones = host->clone_count();
+    h.damaged = host->damaged().size();
+    for (const auto& [id, damage] : host->damaged()) h.damaged_newest += damage.newest ? 1 : 0;
+    h.space = host->space().totals();
+    if (host->partition() != nullptr) {
+      host->partition()->for_each_machine([&](const storage::MachineState& machine) {
+        if (machine.record.removed()) return;
+        const MachineRoom& room = host->space().room(machine_id_of(machine.record));
+        h.machine_bytes.push_back({machine.record.name(), room.logical_bytes, room.stored_bytes});
+      });
+    }
+    h.partition = host->share();
+    h.index_rebuilt = host->index_rebuilt();
     h.lag_seconds_max = host->lag_seconds_max();
     s.hosts.push_back(std::move(h));
   }
@@ -137,15 +158,28 @@ void add_shard(Families& out, const Shard& shard, const ShardSample& s) {
   out.counter("tidemark_waits_total", "Frames that waited", n(c.pauses_for_memory), {labels[0], {"for", "memory"}});
   out.counter("tidemark_throttles_total", "Sessions that were asked to wait, because the staging disk is behind",
               n(c.throttles), labels);
+  out.counter("tidemark_resends_total", "Times that an agent was asked to send damaged ranges again", n(c.resends),
+              labels);
   out.counter("tidemark_digest_chunks_total", "Chunks digested for agents", n(c.digest_chunks), labels);
   out.counter("tidemark_history_diverged_total", "Sessions whose agent and server disagreed on what is durable",
               n(c.history_diverged), labels);
 }
 
-void add_partition(Families& out, const PartitionHost& host, const HostSample& h) {
+void add_directory(Families& out, const DataDirectories::View& directory) {
+  const Labels labels = {{"directory", directory.path}};
+  out.gauge("tidemark_directory_well", "1: the data directory is there and can be used; 0: it failed",
+            directory.state ? 1 : 0, labels);
+  out.gauge("tidemark_directory_space_bytes", "The file system of a data directory",
+            static_cast<double>(directory.space.total), {labels[0], {"what", "total"}});
+  out.gauge("tidemark_directory_space_bytes", "The file system of a data directory",
+            static_cast<double>(directory.space.available), {labels[0], {"what", "available"}});
+}
+
+void add_partition(Families& out, const HostSample& h) {
   const Labels labels = {{"partition", std::to_string(h.health.id.value())}};
   const auto n = [](std::uint64_t value) { return static_cast<double>(value); };
-  for (const auto state : {PartitionHost::State::serving, PartitionHost::State::stopped, PartitionHost::State::fenced})
+  using enum PartitionHost::State;
+  for (const auto state : {opening, rebuilding, serving, stopped, fenced})
     out.gauge("tidemark_partition_state", "1 for the state the partition is in", h.health.state == state ? 1 : 0,
               {labels[0], {"state", to_string(state)}});
   out.gauge("tidemark_sessions", "Machines connected", n(h.sessions), labels);
@@ -161,11 +195,27 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
   out.gauge("tidemark_machine_lag_seconds_max", "The largest lag of any machine", h.lag_seconds_max, labels);
   out.gauge("tidemark_log_waiting_sessions", "Sessions that wait for room in the log", n(h.waiting_for_room), labels);
   out.gauge("tidemark_index_rebuilt", "1 when the last start had to make the index again from the log",
-            host.index_rebuilt() ? 1 : 0, labels);
+            h.index_rebuilt ? 1 : 0, labels);
+  out.gauge("tidemark_index_rebuild_ratio", "How far the rebuild of the index is; 1 when there is none",
+            h.health.percent ? *h.health.percent / 100.0 : 1, labels);
   out.gauge("tidemark_throttled_sessions", "Sessions that are asked to wait now", n(h.throttled), labels);
-  const storage::Partition* partition = host.partition();
-  if (partition == nullptr) return;
-  const auto stats = partition->stats();
+  const char* const machines_help =
+      "Machines whose quota is nearly or wholly used up, or that want of space slows or pauses";
+  const auto machines = [&](const char* what, std::size_t count) {
+    out.gauge("tidemark_machines_short_of_space", machines_help, n(count), {labels[0], {"what", what}});
+  };
+  machines("near_quota", h.space.near_quota);
+  machines("over_quota", h.space.over_quota);
+  machines("slowed", h.space.slowed);
+  machines("paused", h.space.paused);
+  for (const auto& machine : h.machine_bytes) {
+    const Labels of = {{"machine", machine.name}};
+    out.gauge("tidemark_machine_logical_bytes", "Size of a machine's disks", n(machine.logical), of);
+    out.gauge("tidemark_machine_stored_bytes", "Bytes of the blocks that a machine's versions refer to",
+              n(machine.stored), of);
+  }
+  if (h.partition == nullptr) return;
+  const auto stats = h.partition->stats();
   out.counter("tidemark_log_commits_total", "Commits written", n(stats.log.commits), labels);
   out.counter("tidemark_log_records_total", "Records in them", n(stats.log.records), labels);
   out.counter("tidemark_log_payload_bytes_total", "Bytes of their payloads", n(stats.log.payload_bytes), labels);
@@ -205,6 +255,40 @@ void add_partition(Families& out, const PartitionHost& host, const HostSample& h
             {labels[0], {"what", "total"}});
   out.gauge("tidemark_space_bytes", "The file system of the data directory", n(stats.space.available),
             {labels[0], {"what", "available"}});
+  const auto& checked = stats.checker;
+  out.gauge("tidemark_log_lsn", "Last LSN", n(checked.checked_lsn.value()), {labels[0], {"mark", "verified"}});
+  out.gauge("tidemark_verify_behind_seconds", "How long there has been new data that is not read back yet",
+            checked.seconds_behind, labels);
+  out.counter("tidemark_verified_bytes_total", "New data that was read back and decoded", n(checked.verified_bytes),
+              labels);
+  out.counter("tidemark_verified_blocks_total", "Blocks of it", n(checked.verified_blocks), labels);
+  out.counter("tidemark_scrubbed_bytes_total", "Data that scrubs have read", n(checked.scrubbed_bytes), labels);
+  out.counter("tidemark_scrubs_total", "Scrubs that came to their end", n(checked.scrubs), labels);
+  const auto scrub = h.partition->checker().scrub();
+  out.gauge("tidemark_scrub_running", "1 while a scrub is under way", scrub.running ? 1 : 0, labels);
+  out.gauge("tidemark_scrub_completed_seconds", "When the last scrub came to its end, since 1970; 0: none did",
+            n(static_cast<std::uint64_t>(scrub.completed_us)) / 1e6, labels);
+  out.counter("tidemark_damage_found_total", "Damaged blocks that were found", n(checked.damage_found), labels);
+  out.gauge("tidemark_damaged_blocks", "Blocks that are known to be damaged and that something still needs",
+            n(checked.damaged_extents), labels);
+  out.gauge("tidemark_damaged_segments", "Segments whose own records or table are damaged", n(checked.damaged_segments),
+            labels);
+  out.gauge("tidemark_machines_damaged", "Machines with damage, by what of them is affected", n(h.damaged_newest),
+            {labels[0], {"affected", "newest"}});
+  out.gauge("tidemark_machines_damaged", "Machines with damage, by what of them is affected",
+            n(h.damaged - h.damaged_newest), {labels[0], {"affected", "older"}});
+  out.gauge("tidemark_checking_failed", "1 while checking cannot go on", checked.error ? 1.0 : 0.0, labels);
+  const std::uint64_t log = stats.segments * stats.segment_size, held = log + stats.cold_bytes;
+  const auto store = [&](const char* what, std::uint64_t bytes) {
+    out.gauge("tidemark_store_bytes", "What a partition takes, by what it is for", n(bytes),
+              {labels[0], {"what", what}});
+  };
+  store("stored", stats.stored_bytes);
+  store("log", log);
+  store("cold", stats.cold_bytes);
+  store("reserve", stats.segments_reserved * stats.segment_size);
+  store("garbage", held - std::min(held, stats.stored_bytes));
+  store("index", stats.index.disk_bytes);
   out.counter("tidemark_damaged_reads_total", "Reads that found damage", n(stats.damaged_reads), labels);
 }
 
@@ -218,6 +302,13 @@ std::string metrics_text(Node& node) {
   out.gauge("tidemark_sessions_limit", "How many connections may be there at a time", node.sessions.limit());
   out.gauge("tidemark_sessions_taken", "How many are", node.sessions.taken());
   out.gauge("tidemark_worker_queue", "Jobs that wait for a worker", static_cast<double>(node.workers.queued()));
+  for (const auto& view : node.watermarks.views()) {
+    const Labels labels = {{"file_system", std::to_string(view.on.id)}};
+    out.gauge("tidemark_file_system_used_ratio", "Share of a file system that is in use", view.used, labels);
+    out.gauge("tidemark_file_system_level", "0: enough space; 1: above high_water; 2: above full_water",
+              static_cast<double>(view.level), labels);
+  }
+  for (const auto& directory : node.directories.views()) add_directory(out, directory);
   std::array<std::uint64_t, static_cast<std::size_t>(Refusal::kCount)> refused{};
   std::array<std::uint64_t, kCodes> errors{};
   LatencyHistogram ack;
@@ -225,7 +316,7 @@ std::string metrics_text(Node& node) {
     const auto s = shard->call([shard = shard.get()] { return sample(*shard); });
     if (!s) continue;  // the scrape shows the others; an absent shard is what an alert looks for
     add_shard(out, *shard, *s);
-    for (std::size_t i = 0; i < s->hosts.size(); ++i) add_partition(out, *shard->hosts()[i], s->hosts[i]);
+    for (const HostSample& host : s->hosts) add_partition(out, host);
     for (std::size_t i = 0; i < refused.size(); ++i) refused[i] += s->counters.refused[i];
     for (std::size_t i = 0; i < errors.size(); ++i) errors[i] += s->counters.session_errors[i];
     ack.add(s->counters.ack);

@@ -2,6 +2,7 @@
 
 #include "server/session.h"
 #include "server/shard.h"
+#include "storage/space.h"
 
 namespace tidemark::server {
 
@@ -19,8 +20,17 @@ Node::Node(Config c, Directory d, Superblock s, Authority a, std::unique_ptr<Tok
       audit(directory.audit(), clock),
       seen_time(directory.seen_time()),
       workers(kWorkerThreads, kWorkerQueueMax),
-      sessions(config.limits.sessions) {}
+      sessions(config.limits.sessions),
+      watermarks({.high = config.storage.high_water, .full = config.storage.full_water}),
+      directories(files, directory, superblock),
+      occupancy(superblock.partitions) {}
 
 Node::~Node() = default;
+
+std::uint64_t free_space_min(const Node& node) {
+  const auto& storage = node.config.storage;
+  if (storage.free_space_min != 0) return storage.free_space_min;
+  return node.superblock.partitions * storage::free_space_needed(storage.segment_size);
+}
 
 }  // namespace tidemark::server

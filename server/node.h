@@ -15,12 +15,16 @@
 #include "server/audit.h"
 #include "server/authority.h"
 #include "server/config.h"
+#include "server/data_directories.h"
 #include "server/directory.h"
 #include "server/names.h"
+#include "server/placement.h"
 #include "server/seen_time.h"
+#include "server/space_watch.h"
 #include "server/tokens.h"
 #include "server/worker_pool.h"
 #include "storage/file.h"
+#include "storage/master_keys.h"
 
 namespace tidemark::server {
 
@@ -40,6 +44,7 @@ struct Node {
   const Superblock superblock;
   const Authority authority;
   const std::unique_ptr<Tokens> tokens;
+  std::shared_ptr<const storage::MasterKeys> master_keys;  // null: nothing is encrypted
   storage::FileSystem& files;
   const Clock& clock;
   const net::TicketKeys tickets;
@@ -49,14 +54,20 @@ struct Node {
   WorkerPool workers;
   AdmissionCount sessions;
   MachineNames names;
+  Watermarks watermarks;
+  DataDirectories directories;
+  Occupancy occupancy;
   std::vector<std::unique_ptr<Shard>> shards;
   std::string listening;  // HOST:PORT, set once bound
   std::string admin_socket;
   std::atomic<bool> stopping{false};
 
-  PartitionId partition_for(const MachineId& machine) const { return partition_of(machine, superblock.partitions); }
+  PartitionId partition_for(const MachineId& machine) const { return partition_of(superblock, machine); }
   Shard& shard_for(PartitionId partition) const { return *shards[partition.value() % shards.size()]; }
   Shard& shard_for(const MachineId& machine) const { return shard_for(partition_for(machine)); }
 };
+
+// What is to stay free on the file system: as configured, or what pruning needs (storage/space.h) for all partitions.
+std::uint64_t free_space_min(const Node& node);
 
 }  // namespace tidemark::server

@@ -135,11 +135,20 @@ json retention_json(const RetentionView& view, std::uint64_t holdoff_s) {
           {"clock", std::move(clock)}};
 }
 
+std::optional<EpochNumber> newest_verified(const std::vector<storage::pb::EpochEntry>& epochs) {
+  for (const auto& epoch : epochs)
+    if (epoch.number() != 0 && epoch.verified() && storage::ladder_epoch(epoch).point)
+      return EpochNumber(epoch.number());
+  return std::nullopt;
+}
+
 std::vector<json> holds_json(const RetentionView& view, const std::vector<storage::pb::EpochEntry>& epochs) {
   std::vector<storage::LadderEpoch> ascending;
   ascending.reserve(epochs.size());
   for (auto at = epochs.rbegin(); at != epochs.rend(); ++at) ascending.push_back(storage::ladder_epoch(*at));
-  const auto holds = storage::explain(ascending, view.record, view.guards, view.now_us);
+  storage::Guards guards = view.guards;
+  guards.newest_verified = newest_verified(epochs);
+  const auto holds = storage::explain(ascending, view.record, guards, view.now_us);
   std::vector<json> all;
   all.reserve(epochs.size());
   for (std::size_t i = 0; i < epochs.size(); ++i) {

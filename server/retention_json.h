@@ -30,6 +30,8 @@ Result<storage::Ladder> ladder_from_json(const nlohmann::json& body);
 nlohmann::json pin_json(const storage::pb::PinRecord& pin);
 nlohmann::json removal_json(const storage::pb::RemovalRecord& removal);
 nlohmann::json retention_json(const RetentionView& view, std::uint64_t holdoff_s);
+// The newest verified point. `epochs`: newest first.
+std::optional<EpochNumber> newest_verified(const std::vector<storage::pb::EpochEntry>& epochs);
 // For each epoch, in the order given (newest first): {"holds", "expires", "removal"}.
 std::vector<nlohmann::json> holds_json(const RetentionView& view, const std::vector<storage::pb::EpochEntry>& epochs);
 

@@ -8,6 +8,7 @@
 #include "server/audit.h"
 #include "server/logging.h"
 #include "server/partition_host.h"
+#include "server/retention_json.h"
 #include "server/shard.h"
 
 namespace tidemark::server {
@@ -44,12 +45,17 @@ storage::Guards guards_of(const storage::MachineState& machine) {
 
 RetentionRunner::RetentionRunner(Shard& shard, PartitionHost& host)
     : shard_(shard), host_(host), retention_(start_clock(shard, host)) {
+  opened_again();
+  tell_clock();
+}
+
+void RetentionRunner::opened_again() {
+  going_.clear();  // whatever was asked of the former one and not done yet is asked again
   const auto know = [&](const storage::MachineState& machine) {
     retention_.record_changed(machine_id_of(machine.record), machine.record);
   };
-  host.partition()->for_each_machine(know);
-  host.partition()->for_each_clone(know);
-  tell_clock();
+  host_.partition()->for_each_machine(know);
+  host_.partition()->for_each_clone(know);
 }
 
 RetentionRunner::~RetentionRunner() {
@@ -115,7 +121,8 @@ void RetentionRunner::tick() {
 void RetentionRunner::look(std::vector<Look> looks) {
   looking_ = true;
   auto shared = std::make_shared<std::vector<Look>>(std::move(looks));
-  auto job = [this, shared, partition = host_.partition(), shard = &shard_, now = now_us()] {
+  // The partition is let go when the job has run, with the job.
+  auto job = [this, shared, partition = host_.share(), shard = &shard_, now = now_us()] {
     std::vector<Looked> all;
     for (Look& look : *shared) {
       if (shard->node().stopping) return;
@@ -126,7 +133,9 @@ void RetentionRunner::look(std::vector<Look> looks) {
         epochs.reserve(entries->size());
         for (auto at = entries->rbegin(); at != entries->rend(); ++at)
           if (at->number() != 0) epochs.push_back(storage::ladder_epoch(*at));  // 0: what a clone stands on
-        one.decision = storage::decide(epochs, one.look.record, one.look.guards, now);
+        storage::Guards guards = one.look.guards;
+        guards.newest_verified = newest_verified(*entries);
+        one.decision = storage::decide(epochs, one.look.record, guards, now);
         one.gone = storage::gone_removals(one.look.record, epochs);
         auto tidied = one.look.record;
         one.tidy = storage::tidy_retention(tidied, one.gone, now);

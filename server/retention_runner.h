@@ -37,6 +37,7 @@ class RetentionRunner {
   RetentionRunner(const RetentionRunner&) = delete;
   RetentionRunner& operator=(const RetentionRunner&) = delete;
 
+  void opened_again();  // the partition is another one, of the same store
   void record_changed(const MachineId& machine, const storage::pb::MachineRecord& record);
   void epoch_committed(const MachineId& machine) { retention_.epoch_committed(machine); }
   void tick();  // once a second

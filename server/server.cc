@@ -11,6 +11,7 @@
 #include "net/acceptor.h"
 #include "server/admin.h"
 #include "server/logging.h"
+#include "server/master_key.h"
 #include "server/node.h"
 #include "server/partition_host.h"
 #include "server/session.h"
@@ -18,6 +19,8 @@
 
 namespace tidemark::server {
 namespace {
+
+constexpr std::chrono::milliseconds kWaitForOpening{10'000}, kWaitForRebuild{1'000};
 
 unsigned shard_count(const Config& config, std::uint32_t partitions) {
   const unsigned wanted =
@@ -55,6 +58,8 @@ struct Server::Impl {
   bool started = false;
   bool stopped = false;
 
+  void watch_directories();
+  void wait_for_partitions();
   void on_accept(asio::ip::tcp::socket socket);
   Status listen();
   Status start_shards();
@@ -87,6 +92,37 @@ Status Server::Impl::start_shards() {
   for (const auto& shard : node.shards)
     if (auto ready = shard->wait_ready(); !ready && all) all = std::move(ready);
   return all;
+}
+
+void Server::Impl::watch_directories() {
+  node.directories.watch([this](const std::vector<PartitionId>& partitions, const Status& state) {
+    for (const PartitionId id : partitions) {
+      Shard& shard = node.shard_for(id);
+      shard.post([host = shard.host(id), state] {
+        if (state) {
+          host->directory_back();
+        } else {
+          host->directory_failed(state.error());
+        }
+      });
+    }
+  });
+}
+
+void Server::Impl::wait_for_partitions() {
+  const auto began = std::chrono::steady_clock::now();
+  for (const auto& shard : node.shards) {
+    for (const auto& host : shard->hosts()) {
+      while (true) {
+        const auto state = host->state();
+        const auto patience = state == PartitionHost::State::opening      ? kWaitForOpening
+                              : state == PartitionHost::State::rebuilding ? kWaitForRebuild
+                                                                          : std::chrono::milliseconds(0);
+        if (std::chrono::steady_clock::now() - began >= patience) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    }
+  }
 }
 
 Status Server::Impl::listen() {
@@ -122,6 +158,7 @@ Result<std::unique_ptr<Server>> Server::start(const std::string& data, const Con
   if (!lock && lock.error().code == Code::busy)
     return fail(Code::busy, directory.path(), "another tidemarkd serves this data directory", "stop that one first");
   if (!lock) return std::unexpected(lock.error());
+  auto master_keys = TIDEMARK_TRY(load_master_keys(files, directory, superblock, config));
   auto authority = TIDEMARK_TRY(Authority::load(directory.authority()));
   auto tokens = TIDEMARK_TRY(Tokens::load(directory.tokens(), clock));
   raise_descriptor_limit(config.limits.sessions);
@@ -129,11 +166,14 @@ Result<std::unique_ptr<Server>> Server::start(const std::string& data, const Con
   auto impl = std::make_unique<Impl>(config, directory, std::move(superblock), std::move(authority), std::move(tokens),
                                      files, clock);
   impl->lock = std::move(*lock);
+  impl->node.master_keys = std::move(master_keys);
   impl->node.admin_socket = config.server.admin_socket.empty() ? directory.admin_socket() : config.server.admin_socket;
   std::unique_ptr<Server> server(new Server(std::move(impl)));
   TIDEMARK_TRY(server->impl_->start_shards());
   TIDEMARK_TRY(server->impl_->listen());
   server->impl_->admin = TIDEMARK_TRY(AdminServer::start(server->impl_->node, server->impl_->node.admin_socket));
+  server->impl_->watch_directories();
+  server->impl_->wait_for_partitions();
   const Node& node = server->impl_->node;
   spdlog::info("serving{}{}{}{}{}", kv("address", node.listening), kv("admin_socket", node.admin_socket),
                kv("data", node.directory.path()), kv("partitions", node.superblock.partitions),
@@ -146,6 +186,7 @@ void Server::stop(std::chrono::milliseconds grace) {
   if (impl.stopped) return;
   impl.stopped = true;
   impl.node.stopping = true;
+  impl.node.directories.stop();
   if (impl.started && impl.acceptor) {
     std::promise<void> closed;
     impl.node.shards.front()->post([&] {

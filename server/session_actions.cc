@@ -82,6 +82,10 @@ Status Session::make_way(const pb::Hello& hello) {
 }
 
 Result<wire::MachineView> Session::admit(const pb::Hello& hello) {
+  if (host_.wait_for_opening(*this)) {
+    waits_ = true;
+    return fail(Code::busy, {}, "the machine's partition is being opened");
+  }
   if (const auto serving = host_.serving(); !serving) {
     refuse(Refusal::unavailable);
     return std::unexpected(serving.error());

@@ -12,10 +12,12 @@
 #include <unordered_map>
 #include <vector>
 
+#include "storage/damage_list.h"
 #include "storage/file.h"
 #include "storage/index.h"
 #include "storage/reader.h"
 #include "storage/reader_pins.h"
+#include "storage/volume_keys.h"
 
 namespace tidemark::storage {
 
@@ -40,9 +42,11 @@ struct ReadContext {
   ReadContext(std::unique_ptr<Index> index_of_it, FileSystem& files, const std::string& directory)
       : index(std::move(index_of_it)), segments(files, directory) {}
   std::unique_ptr<Index> index;
+  std::shared_ptr<const VolumeKeys> keys;  // null: there are none
   SegmentFiles segments;
   ReaderPins pins;
   PointUses uses;
+  DamageList damage;
   std::atomic<std::uint64_t> damaged_reads{0};
 };
 
@@ -67,6 +71,12 @@ struct ReadTarget {
 // The header and the stored bytes are the block that `extent` names, of this machine and disk; else what is wrong.
 std::optional<std::string> find_damage(const MachineId& machine, DiskId disk, const Extent& extent,
                                        const wire::BlockHeader& header, std::span<const std::byte> stored);
+
+// Header and stored bytes as they were read, checked so, and decoded into `plain`, which has room for the whole block;
+// else what is wrong.
+std::optional<std::string> open_block(const MachineId& machine, VolumeId volume, DiskId disk, const Extent& extent,
+                                      std::span<const std::byte> block, StoredDecoder& decoder,
+                                      std::span<std::byte> plain);
 
 // `context->uses` has the points of all layers already; the reader's end gives them back.
 std::unique_ptr<Reader> make_reader(std::shared_ptr<ReadContext> context, ReadTarget target);

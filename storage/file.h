@@ -41,6 +41,7 @@ enum class OpenMode : std::uint8_t {
 struct SpaceInfo {
   std::uint64_t total = 0;
   std::uint64_t available = 0;
+  std::uint64_t file_system = 0;  // the same for paths on the same one
 };
 
 // A held exclusive lock; released by destruction, and by the kernel when the process dies.

@@ -9,6 +9,7 @@
 #include <rocksdb/write_buffer_manager.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <mutex>
 #include <system_error>
@@ -23,6 +24,8 @@ namespace tidemark::storage {
 namespace {
 
 constexpr char kRebuild[] = "stop the server, remove this directory and start again: it is rebuilt from the log";
+
+constexpr std::uint64_t kLayout = 2;  // of keys and values; 1 had no bytes by volume and did not say what it is
 
 bool has(rocksdb::CompressionType type) {
   const auto all = rocksdb::GetSupportedCompressions();
@@ -114,6 +117,13 @@ Status Index::Impl::load() {
   } else if (!status.IsNotFound()) {
     return error(status, "read its mark");
   }
+  const bool fresh = status.IsNotFound();
+  status = db->Get(plain, slice(keys::Key(keys::Tag::layout)), &value);
+  if (!status.ok() && !status.IsNotFound()) return error(status, "be read");
+  if (!fresh && value != keys::encode_count(kLayout))
+    return fail(Code::corrupt, directory, "the index is of another layout than this program's", kRebuild);
+  if (fresh) status = db->Put(write_options(), slice(keys::Key(keys::Tag::layout)), keys::encode_count(kLayout));
+  if (!status.ok()) return error(status, "be written");
   rocksdb::ReadOptions ordered;
   ordered.total_order_seek = true;
   status = db->Get(plain, slice(keys::Key(keys::Tag::rebuilding)), &value);
@@ -123,11 +133,21 @@ Status Index::Impl::load() {
   const auto begins = [](rocksdb::Slice key, keys::Tag tag) {
     return !key.empty() && static_cast<std::uint8_t>(key[0]) == static_cast<std::uint8_t>(tag);
   };
-  for (it->Seek(slice(keys::Key(keys::Tag::live))); it->Valid() && begins(it->key(), keys::Tag::live); it->Next()) {
-    if (it->key().size() != 9 || it->value().size() != 8) {
-      return fail(Code::corrupt, directory, "the index has a damaged segment count", kRebuild);
+  for (const auto& [tag, counts] : {std::pair(keys::Tag::live, &live), std::pair(keys::Tag::kept, &kept)}) {
+    for (it->Seek(slice(keys::Key(tag))); it->Valid() && begins(it->key(), tag); it->Next()) {
+      if (it->key().size() != 9 || it->value().size() != 8) {
+        return fail(Code::corrupt, directory, "the index has a damaged segment count", kRebuild);
+      }
+      (*counts)[SegmentId(keys::read_big_endian(it->key().ToStringView().substr(1)))] =
+          keys::read_big_endian(it->value().ToStringView());
     }
-    live[SegmentId(keys::read_big_endian(it->key().ToStringView().substr(1)))] =
+    TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
+  }
+  for (it->Seek(slice(keys::Key(keys::Tag::stored))); it->Valid() && begins(it->key(), keys::Tag::stored); it->Next()) {
+    if (it->key().size() != 5 || it->value().size() != 8) {
+      return fail(Code::corrupt, directory, "the index has a damaged volume count", kRebuild);
+    }
+    stored[VolumeId(static_cast<std::uint32_t>(keys::read_big_endian(it->key().ToStringView().substr(1))))] =
         keys::read_big_endian(it->value().ToStringView());
   }
   TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
@@ -209,7 +229,21 @@ LogMark Index::persisted_mark() const {
   return impl_->persisted;
 }
 
+Status Index::Impl::check_space() const {
+  constexpr std::uint64_t kBeside = 4 << 20;  // the manifest, and what RocksDB logs
+  std::uint64_t in_memory = 0;
+  db->GetIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &in_memory);
+  std::error_code failed;
+  const auto space = std::filesystem::space(directory, failed);
+  if (failed || space.available >= in_memory + kBeside) return {};
+  return fail(Code::no_space, directory,
+              "the index has " + std::to_string(in_memory >> 20) + " MiB to write, and its file system has " +
+                  std::to_string(space.available >> 20) + " MiB left",
+              "free space on its file system");
+}
+
 Status Index::flush() {
+  TIDEMARK_TRY(impl_->check_space());
   LogMark flushed;
   std::vector<SegmentId> unreferenced;
   {
@@ -354,12 +388,32 @@ std::optional<SegmentId> Index::oldest_segment_but(const std::vector<SegmentId>&
 }
 
 Status Index::forget_segment(SegmentId segment) {
-  const rocksdb::Status status = impl_->db->Delete(write_options(), slice(keys::live(segment)));
+  rocksdb::WriteBatch batch;
+  rocksdb::Status status = batch.Delete(slice(keys::live(segment)));
+  if (status.ok() && kept_with(segment)) status = batch.Delete(slice(keys::kept(segment)));
+  if (status.ok()) status = impl_->db->Write(write_options(), &batch);
   if (!status.ok()) return impl_->error(status, "forget a segment");
   const std::unique_lock lock(impl_->mutex);
   impl_->live.erase(segment);
+  impl_->kept.erase(segment);
   std::erase(impl_->unreferenced, segment);
   return {};
+}
+
+Status Index::note_kept(SegmentId segment, std::uint64_t references) {
+  const auto value = keys::Key(keys::Tag::mark).u64(references);
+  const rocksdb::Status status =
+      impl_->db->Put(write_options(), slice(keys::kept(segment)), slice(value.view().substr(1)));
+  if (!status.ok()) return impl_->error(status, "be written");
+  const std::unique_lock lock(impl_->mutex);
+  impl_->kept[segment] = references;
+  return {};
+}
+
+std::optional<std::uint64_t> Index::kept_with(SegmentId segment) const {
+  const std::shared_lock lock(impl_->mutex);
+  const auto found = impl_->kept.find(segment);
+  return found == impl_->kept.end() ? std::nullopt : std::optional(found->second);
 }
 
 Index::Usage Index::usage() const {
@@ -367,10 +421,14 @@ Index::Usage Index::usage() const {
     std::uint64_t value = 0;
     return impl_->db->GetIntProperty(name, &value) ? value : 0;
   };
-  std::uint64_t segments = 0, cold_segments = 0;
+  std::map<std::string, std::string> written;
+  impl_->db->GetMapProperty(rocksdb::DB::Properties::kCFStats, &written);
+  const auto gib = written.find("compaction.Sum.WriteGB");  // flushes are counted there as well
+  std::uint64_t segments = 0, cold_segments = 0, stored_bytes = 0;
   {
     const std::shared_lock lock(impl_->mutex);
     for (const auto& [segment, references] : impl_->live) ++(is_cold(segment) ? cold_segments : segments);
+    for (const auto& [volume, bytes] : impl_->stored) stored_bytes += bytes;
   }
   return {.deltas = property(rocksdb::DB::Properties::kEstimateNumKeys),
           .disk_bytes = property(rocksdb::DB::Properties::kTotalSstFilesSize),
@@ -378,7 +436,11 @@ Index::Usage Index::usage() const {
                           property(rocksdb::DB::Properties::kBlockCacheUsage) +
                           property(rocksdb::DB::Properties::kEstimateTableReadersMem),
           .segments = segments,
-          .cold_segments = cold_segments};
+          .cold_segments = cold_segments,
+          .stored_bytes = stored_bytes,
+          .written_bytes = gib == written.end()
+                               ? 0
+                               : static_cast<std::uint64_t>(std::strtod(gib->second.c_str(), nullptr) * 0x1p30)};
 }
 
 }  // namespace tidemark::storage

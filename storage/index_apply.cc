@@ -167,7 +167,8 @@ class Applier {
                              .count = place.granules,
                              .encoding = place.encoding,
                              .offset = place.offset,
-                             .stored_size = place.stored_size}});
+                             .stored_size = place.stored_size,
+                             .sealed = place.sealed}});
       }
     }
     TIDEMARK_TRY(put_pending(*volume, record.lsn, epoch));
@@ -363,9 +364,9 @@ class Applier {
             status = take_delta(rest, at.lsn, delta);
             if (!status) break;
             if (at.lsn <= index_.mark.lsn) {
-              give_up(delta.segment, delta.extents.size());
+              give_up(volume, delta);
             } else {
-              count(delta.segment, -static_cast<std::int64_t>(delta.extents.size()));
+              changes_.add(volume, delta, -1);
             }
           }
           batch_status_ = batch_status_.ok() ? batch_.Delete(key) : batch_status_;
@@ -435,7 +436,8 @@ class Applier {
     options.iterate_upper_bound = &upper;
     const std::unique_ptr<rocksdb::Iterator> it(index_.db->NewIterator(options));
     value_.clear();
-    append_delta({.lsn = lsn, .epoch = epoch, .segment = segment_, .extents = {kWhole}}, lsn, value_);
+    const Delta zeroes{.lsn = lsn, .epoch = epoch, .segment = segment_, .extents = {kWhole}};
+    append_delta(zeroes, lsn, value_);
     it->Seek(slice(keys::region(volume, static_cast<std::uint32_t>(first))));
     while (it->Valid()) {
       keys::DeltaKey key;
@@ -443,7 +445,7 @@ class Applier {
         return fail(Code::corrupt, index_.directory, "the index has a delta with a damaged key");
       }
       if (!std::binary_search(mine_.begin(), mine_.end(), key.region)) {
-        TIDEMARK_TRY(put_delta(keys::delta(volume, key.region, lsn), lsn, value_, 1));
+        TIDEMARK_TRY(put_delta(volume, key.region, zeroes, value_));
         if (batch_.GetDataSize() > kBatchBytes) TIDEMARK_TRY(write_batch());
       }
       it->Seek(slice(keys::region(volume, key.region + 1)));
@@ -469,20 +471,21 @@ class Applier {
       for (; i < pending_.size() && pending_[i].region == region; ++i) delta_.extents.push_back(pending_[i].extent);
       value_.clear();
       append_delta(delta_, lsn, value_);
-      TIDEMARK_TRY(put_delta(keys::delta(volume, region, lsn), lsn, value_, delta_.extents.size()));
+      TIDEMARK_TRY(put_delta(volume, region, delta_, value_));
     }
     return {};
   }
 
-  Status put_delta(const keys::Key& key, Lsn lsn, std::string_view value, std::size_t extents) {
-    if (index_.rebuilding) TIDEMARK_TRY(supersede(key, lsn));
+  Status put_delta(VolumeId volume, std::uint32_t region, const Delta& delta, std::string_view value) {
+    const auto key = keys::delta(volume, region, delta.lsn);
+    if (index_.rebuilding) TIDEMARK_TRY(supersede(volume, key, delta.lsn));
     put(key, value);
-    count(segment_, static_cast<std::int64_t>(extents));
+    changes_.add(volume, delta, 1);
     return {};
   }
 
   // A rebuild begins with the cold segments. Where the log still has the record itself, that holds: it is whole.
-  Status supersede(const keys::Key& key, Lsn lsn) {
+  Status supersede(VolumeId volume, const keys::Key& key, Lsn lsn) {
     std::string before;
     const rocksdb::Status status = index_.db->Get(rocksdb::ReadOptions(), slice(key), &before);
     if (status.IsNotFound()) return {};
@@ -490,21 +493,22 @@ class Applier {
     Delta delta;
     for (std::string_view rest = before; !rest.empty();) {
       TIDEMARK_TRY(take_delta(rest, lsn, delta));
-      count(delta.segment, -static_cast<std::int64_t>(delta.extents.size()));
+      changes_.add(volume, delta, -1);
     }
     return {};
   }
 
   // --- counts: of everything in the index that a segment is needed for ---
-  void count(SegmentId segment, std::int64_t references) { changes_[segment] += references; }
+  void count(SegmentId segment, std::int64_t references) { changes_.live[segment] += references; }
 
-  // Like count(), and true from now on, with what is written next, whatever becomes of this call.
-  void give_up(SegmentId segment, std::uint64_t references) {
+  // True from now on, with what is written next, whatever becomes of this call.
+  void give_up(VolumeId volume, const Delta& delta) {
+    CountChanges gone;
+    gone.add(volume, delta, -1);
+    const Counts after = index_.after(gone);
+    batch_status_ = batch_status_.ok() ? Index::Impl::put(after, batch_) : batch_status_;
     const std::unique_lock lock(index_.mutex);
-    std::uint64_t& live = index_.live[segment];
-    TIDEMARK_CHECK(live >= references);
-    live -= references;
-    put_count(keys::live(segment), live);
+    index_.take(after);
   }
 
   // --- writing ---
@@ -573,26 +577,16 @@ class Applier {
         }
       }
     }
-    for (const auto& [segment, change] : changes_) put_count(keys::live(segment), after(segment, change));
+    const Counts after = index_.after(changes_);
+    batch_status_ = batch_status_.ok() ? Index::Impl::put(after, batch_) : batch_status_;
     put(keys::mark(), keys::encode_mark(mark_));
     TIDEMARK_TRY(write_batch());
 
     const std::unique_lock lock(index_.mutex);
     for (auto& [id, machine] : machines_) index_.machines[id] = std::move(machine);
-    for (const auto& [segment, change] : changes_) index_.live[segment] = after(segment, change);
+    index_.take(after);
     index_.mark = mark_;
     return {};
-  }
-
-  std::uint64_t after(SegmentId segment, std::int64_t change) const {
-    const auto known = index_.live.find(segment);  // changed by this thread only
-    const std::uint64_t before = known == index_.live.end() ? 0 : known->second;
-    TIDEMARK_CHECK(change >= 0 || before >= static_cast<std::uint64_t>(-change));
-    return before + static_cast<std::uint64_t>(change);
-  }
-
-  void put_count(const keys::Key& key, std::uint64_t value) {
-    put(key, keys::Key(keys::Tag::mark).u64(value).view().substr(1));
   }
 
   // The machine as this call has it so far; nullptr when it is unknown.
@@ -634,13 +628,14 @@ class Applier {
   // By machine and number; nullptr: it goes.
   std::unordered_map<MachineId, std::map<std::uint64_t, std::shared_ptr<const pb::EpochEntry>>> epochs_;
   SegmentId segment_;  // of the record at hand
-  std::map<SegmentId, std::int64_t> changes_;
+  CountChanges changes_;
 };
 
 }  // namespace
 
 Status Index::apply(std::span<const CommitInfo> commits) {
   if (commits.empty()) return {};
+  TIDEMARK_TRY(impl_->check_space());  // it may be this that fills the memory, which is then written out
   return Applier(*impl_).apply(commits);
 }
 

@@ -13,6 +13,7 @@
 
 #include "storage/extent_codec.h"
 #include "storage/index.h"
+#include "storage/index_counts.h"
 #include "storage/index_keys.h"
 
 namespace tidemark::storage {
@@ -45,16 +46,27 @@ struct Index::Impl {
   mutable std::shared_mutex mutex;
   std::unordered_map<MachineId, IndexedMachine> machines;
   std::map<SegmentId, std::uint64_t> live;
+  std::map<VolumeId, std::uint64_t> stored;  // never 0
+  std::map<SegmentId, std::uint64_t> kept;
   std::vector<SegmentId> unreferenced;  // as of the last flush
   std::set<SegmentId> adding;           // what refers to them is on its way
   LogMark mark;
   LogMark persisted;
 
   std::optional<IndexedMachine> find(const MachineId& machine) const;
+  // Code::no_space: what is in memory would not fit the file system. RocksDB is not asked to try: after a table that
+  // could not be written the one of Debian may end the process (an assertion about the failed file).
+  Status check_space() const;
   Status load();
   // The next delta of a key's value; the error says which key it is.
   Status take(std::string_view& from, const keys::DeltaKey& key, Delta& to) const;
   std::unexpected<Error> error(const rocksdb::Status& status, std::string_view doing) const;
+
+  // What the counts that change become; into a batch; and, with the mutex, in memory, once that is written.
+  Counts after(const CountChanges& changes) const;
+  static rocksdb::Status put(const Counts& counts, rocksdb::WriteBatch& batch);
+  void take(const Counts& counts);
+  Result<Counts> recount() const;
 };
 
 inline rocksdb::Slice slice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }

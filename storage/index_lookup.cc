@@ -54,6 +54,7 @@ class RegionOverlay {
       found.offset = extent->offset;
       found.stored_size = extent->stored_size;
       found.epoch = delta.epoch;
+      found.sealed = extent->sealed;
     }
   }
 

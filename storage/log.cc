@@ -30,6 +30,10 @@ using std::chrono::steady_clock;
 constexpr microseconds kTurnaround{1400};
 constexpr microseconds kRateWindow{20'000};
 
+// Commits of this size on average take about as long in a segment that was only allocated; see SegmentKeeper.
+constexpr std::uint64_t kLargeCommit = 64_KiB;
+constexpr std::uint64_t kSizesAveraged = 16;
+
 // The end of the chain: the next commit's predecessor.
 struct ChainEnd {
   SegmentId segment;
@@ -132,11 +136,12 @@ struct Log::Impl {
 
   bool gathered() const { return open != nullptr && !open->table.empty(); }
 
-  Result<Lsn> append(RecordType type, const MachineId& machine, DiskId disk, std::span<const std::byte> payload) {
+  // `write` puts the payload where it is to stand.
+  Result<Lsn> append(RecordInfo record, std::size_t size, const std::function<void(std::span<std::byte>)>& write) {
     if (error) return std::unexpected(*error);
-    if (commit_size(payload.size(), 1) > capacity)
+    if (commit_size(size, 1) > capacity)
       return fail(Code::invalid_argument, "record", "is longer than a commit can be");
-    if (open != nullptr && !fits(*open, payload.size())) {
+    if (open != nullptr && !fits(*open, size)) {
       close();
       pump();
     }
@@ -144,24 +149,22 @@ struct Log::Impl {
     if (open == nullptr) return fail(Code::busy, "log", "has no room until a write completes");
 
     Commit& commit = *open;
-    RecordInfo record;
     record.lsn = next_lsn;
-    record.type = type;
-    record.machine = machine;
-    record.disk = disk;
-    const std::size_t at = sizeof(CommitHeader) + commit.payload_size;
-    TIDEMARK_TRY(add_record(std::move(record), payload, at, commit.info, commit.headers));
-    std::memcpy(commit.buffer.data() + at, payload.data(), payload.size());
     RecordEntry entry{};
-    std::memcpy(entry.machine, machine.bytes().data(), MachineId::kSize);
-    entry.payload_size = static_cast<std::uint32_t>(payload.size());
-    entry.disk = disk.value();
-    entry.type = static_cast<std::uint8_t>(type);
+    std::memcpy(entry.machine, record.machine.bytes().data(), MachineId::kSize);
+    entry.payload_size = static_cast<std::uint32_t>(size);
+    entry.disk = record.disk.value();
+    entry.type = static_cast<std::uint8_t>(record.type);
+    entry.flags = record.sealed ? kSealedRecord : std::uint8_t{0};
+    const std::size_t at = sizeof(CommitHeader) + commit.payload_size;
+    const std::span<std::byte> payload = commit.buffer.span().subspan(at, size);
+    write(payload);
+    TIDEMARK_TRY(add_record(std::move(record), payload, at, commit.info, commit.headers));
     commit.table.push_back(entry);
     commit.payload_size += entry.payload_size;
     next_lsn = next_lsn.next();
     ++counters.records;
-    counters.payload_bytes += payload.size();
+    counters.payload_bytes += size;
     const Lsn lsn(next_lsn.value() - 1);
     if (commit_size(commit.payload_size, commit.table.size()) >= limits::kCommitSizeTarget) {
       close_wanted = true;
@@ -181,6 +184,14 @@ struct Log::Impl {
       if (used < capacity && free.empty()) bytes += capacity - used;
     }
     return bytes;
+  }
+
+  // Tells the keeper when commits have become large, or small again.
+  void note_size(const Commit& commit, std::uint64_t size) {
+    if (commit.table.empty()) return;
+    average_size = average_size - average_size / kSizesAveraged + size / kSizesAveraged;
+    const bool now_large = average_size >= (large ? kLargeCommit / 2 : kLargeCommit);
+    if (now_large != large) segments.expect_large_commits(large = now_large);
   }
 
   // --- launching ---
@@ -274,6 +285,7 @@ struct Log::Impl {
 
     chain = {info.segment, end + size, info.checksum};
     end += size;
+    note_size(commit, size);
     commit.done = commit.good = false;
     commit.launched = clock.monotonic();
     if (flying.empty()) {
@@ -448,6 +460,8 @@ struct Log::Impl {
   std::uint64_t end = 0;  // in it
   HeaderWrite header_write{*this};
   bool header_flying = false;
+  std::uint64_t average_size = 0;  // of the last commits
+  bool large = false;              // they are, as the keeper was told
 
   std::size_t writes_in_flight = 0;
   std::optional<Error> failure;  // a write failed; waiting for the others to come back
@@ -469,7 +483,23 @@ Log::Log(LogOptions options, IoQueue& queue, SegmentKeeper& segments, const Cloc
 Log::~Log() = default;
 
 Result<Lsn> Log::append(RecordType type, const MachineId& machine, DiskId disk, std::span<const std::byte> payload) {
-  return impl_->append(type, machine, disk, payload);
+  RecordInfo record;
+  record.type = type;
+  record.machine = machine;
+  record.disk = disk;
+  return impl_->append(std::move(record), payload.size(), [&](std::span<std::byte> to) {
+    // std::ranges::copy goes byte by byte here (gcc 12).
+    if (!payload.empty()) std::memcpy(to.data(), payload.data(), payload.size());
+  });
+}
+Result<Lsn> Log::append_sealed(const MachineId& machine, DiskId disk, std::size_t size,
+                               const std::function<void(std::span<std::byte>)>& write) {
+  RecordInfo record;
+  record.type = RecordType::blocks;
+  record.machine = machine;
+  record.disk = disk;
+  record.sealed = true;
+  return impl_->append(std::move(record), size, write);
 }
 std::size_t Log::room() const { return impl_->room(); }
 void Log::end_turn() { impl_->end_turn(); }
@@ -477,6 +507,7 @@ void Log::on_idle() { impl_->on_idle(); }
 Lsn Log::last_lsn() const { return Lsn(impl_->next_lsn.value() - 1); }
 Lsn Log::durable_lsn() const { return impl_->durable; }
 bool Log::stopped() const { return impl_->error.has_value(); }
+bool Log::quiet() const { return impl_->writes_in_flight == 0; }
 const Log::Counters& Log::counters() const { return impl_->counters; }
 
 }  // namespace tidemark::storage

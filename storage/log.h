@@ -70,6 +70,11 @@ class Log {
   // ready: call again after on_durable (or SegmentKeeper's notice). Any other error: the log has stopped.
   Result<Lsn> append(RecordType type, const MachineId& machine, DiskId disk, std::span<const std::byte> payload);
 
+  // The same for blocks that are sealed where they are to stand: `write` is called once, when the record is taken, and
+  // fills all of `size` bytes (kSealedRecord of storage/log_format.h).
+  Result<Lsn> append_sealed(const MachineId& machine, DiskId disk, std::size_t size,
+                            const std::function<void(std::span<std::byte>)>& write);
+
   // How many payload bytes append() would take now without Code::busy; cautious: for records of 256 bytes and more.
   std::size_t room() const;
 
@@ -83,6 +88,7 @@ class Log {
   Lsn last_lsn() const;  // appended
   Lsn durable_lsn() const;
   bool stopped() const;
+  bool quiet() const;  // no write is under way
 
   struct Counters {
     std::uint64_t commits = 0, records = 0, payload_bytes = 0, written_bytes = 0, segments = 0, rewritten = 0;

@@ -26,6 +26,7 @@ Partition::Impl::Impl(FileSystem& file_system, std::string path, const Partition
 
 Partition::Impl::~Impl() {
   // What these use goes after them; nothing is flushed: close() does that.
+  checker.reset();
   settler.reset();
   indexer.reset();
   log.reset();
@@ -128,6 +129,7 @@ void Partition::Impl::refresh_space() {
   if (!space) return;  // what was known before counts on; a real failure shows in every other operation
   available_bytes.store(space->available, std::memory_order_relaxed);
   total_bytes.store(space->total, std::memory_order_relaxed);
+  file_system_id.store(space->file_system, std::memory_order_relaxed);
 }
 
 void Partition::Impl::note_counters() {
@@ -155,6 +157,12 @@ void Partition::Impl::housekeeping() {
   std::vector<SegmentId> free, free_cold;
   for (const SegmentId segment : index().unreferenced_segments()) {
     if (context->pins.may_release(segment)) (is_cold(segment) ? free_cold : free).push_back(segment);
+  }
+  if (rewrapped.exchange(false)) {
+    if (const auto done = forget_old_master_keys(); !done) {
+      spdlog::warn("event=superblock_not_written path={} error=\"{}\"", directory, done.error().message());
+      rewrapped = true;  // tried again at the next turn
+    }
   }
   Status given_back;
   if (!free_cold.empty()) given_back = release_cold(free_cold);
@@ -187,14 +195,9 @@ Status Partition::Impl::release(const std::vector<SegmentId>& segments) {
     return parse_segment_header(block.span().first(size), id, salt, segment);
   };
   Released next = *released;
-  const auto told = [&](SegmentId segment) {
-    return segment < next.begin || std::any_of(
-                                       next.segments.begin(), next.segments.end(),
-                                       [&](const auto& header) { return header.segment == segment.value(); });
-  };
   for (const SegmentId segment : segments) {
     // Told already: a crash came before the index had forgotten it for good.
-    if (!told(segment)) next.segments.push_back(TIDEMARK_TRY(header_of(segment)));
+    if (!next.tells_of(segment)) next.segments.push_back(TIDEMARK_TRY(header_of(segment)));
   }
   // What stands before the oldest that stays need not be told one by one.
   if (const auto oldest = index().oldest_segment_but(segments)) {
@@ -203,6 +206,7 @@ Status Partition::Impl::release(const std::vector<SegmentId>& segments) {
     next.begin_lsn = Lsn(header.first_lsn);
     std::erase_if(next.segments, [&](const SegmentHeader& gone) { return gone.segment < oldest->value(); });
   }
+  next.join_neighbours();
   next.removed.clear();
   for (const pb::MachineRecord& record : index().machines()) {
     if (record.removed()) next.removed.push_back(TIDEMARK_TRY(machine_from_bytes(record.machine())));
@@ -246,10 +250,9 @@ void Partition::for_each_clone(const std::function<void(const MachineState&)>& v
 }
 
 Status Partition::put_machine(const pb::MachineRecord& record, std::function<void(Status)> durable) {
-  const auto whole = TIDEMARK_TRY(impl_->catalog.check_machine(record));
+  auto whole = TIDEMARK_TRY(impl_->catalog.check_machine(record));
   const MachineId machine = TIDEMARK_TRY(machine_from_bytes(whole.machine()));
-  const Lsn lsn = TIDEMARK_TRY(impl_->append(RecordType::machine, machine, whole));
-  impl_->catalog.appended_machine(machine, whole);
+  const Lsn lsn = TIDEMARK_TRY(impl_->append_machine(machine, whole));
   const bool dropped = whole.removed() && whole.has_clone();
   if (durable || dropped) {
     impl_->waiting.emplace_back(lsn, [impl = impl_.get(), dropped, whole, durable = std::move(durable)](Status done) {
@@ -262,19 +265,22 @@ Status Partition::put_machine(const pb::MachineRecord& record, std::function<voi
 
 Status Partition::create_clones(const CloneBase& base, std::span<const CloneName> names, const std::string& by,
                                 WallMicros now_us, std::function<void(Status)> durable) {
-  const auto records = TIDEMARK_TRY(impl_->catalog.check_clones(base, names, by, now_us));
+  auto records = TIDEMARK_TRY(impl_->catalog.check_clones(base, names, by, now_us));
   TIDEMARK_TRY(impl_->check_space());
   std::size_t bytes = 0;
-  for (const pb::MachineRecord& record : records) bytes += record.ByteSizeLong() + kRecordOverhead;
+  const bool encrypted = impl_->keys->key_of(*impl_->catalog.record(base.parent)) != nullptr;
+  for (pb::MachineRecord& record : records) {
+    impl_->keys->equip(record, encrypted);
+    bytes += record.ByteSizeLong() + kRecordOverhead;
+  }
   if (impl_->room() < bytes) {
     impl_->wanted_room = std::max(impl_->wanted_room, bytes);
     return fail(Code::busy, impl_->directory, "the log has no room for that many records now", "try again");
   }
   Lsn last;
-  for (const pb::MachineRecord& record : records) {
+  for (pb::MachineRecord& record : records) {
     const MachineId clone = TIDEMARK_TRY(machine_from_bytes(record.machine()));
-    last = TIDEMARK_TRY(impl_->append(RecordType::machine, clone, record));
-    impl_->catalog.appended_machine(clone, record);
+    last = TIDEMARK_TRY(impl_->append_machine(clone, record));
     impl_->hold_parent(record);
   }
   impl_->waiting.emplace_back(last, std::move(durable));
@@ -293,11 +299,10 @@ void Partition::when_durable(std::function<void(Status)> then) {
 
 Result<pb::DiskRecord> Partition::open_disk(const MachineId& machine, const pb::DiskRecord& disk) {
   auto change = TIDEMARK_TRY(impl_->catalog.check_disk(machine, disk));
-  if (change.record) {
-    TIDEMARK_TRY(impl_->append(RecordType::machine, machine, *change.record));
-    impl_->catalog.appended_machine(machine, *change.record);
-  }
-  return change.disk;
+  auto record = change.record.value_or(*impl_->catalog.record(machine));
+  const bool equipped = impl_->keys->equip(record);
+  if (change.record || equipped) TIDEMARK_TRY(impl_->append_machine(machine, record));
+  return record.disks(static_cast<int>(change.disk.disk()));
 }
 
 Status Partition::begin_epoch(const MachineId& machine, const pb::EpochBeginRecord& begin) {
@@ -316,7 +321,7 @@ Status Partition::append_blocks(const MachineId& machine, DiskId disk, std::span
     impl_->wanted_room = std::max(impl_->wanted_room, payload.size());
     return fail(Code::busy, impl_->directory, "the index is behind the log by as much as it may be");
   }
-  TIDEMARK_TRY(impl_->append(RecordType::blocks, machine, disk, payload));
+  TIDEMARK_TRY(impl_->append_blocks(machine, disk, payload));
   return {};
 }
 
@@ -354,8 +359,11 @@ void Partition::on_idle() {
     impl_->indexer->step();
     while (impl_->settler->step()) {
     }
+    while (impl_->checker->step()) {
+    }
   }
   impl_->append_records();
+  impl_->rewrap_some();
   if (impl_->segment_ready.exchange(false, std::memory_order_acquire)) impl_->log->end_turn();
   impl_->log->on_idle();
   impl_->note_counters();
@@ -365,6 +373,8 @@ void Partition::on_idle() {
 std::size_t Partition::room() const { return impl_->room(); }
 bool Partition::waits_for_room() const { return impl_->wanted_room != 0; }
 bool Partition::stopped() const { return impl_->stopped.has_value(); }
+void Partition::stop(const Error& why) { impl_->stop(why); }
+bool Partition::quiet() const { return impl_->log->quiet(); }
 
 Status Partition::close() {
   Impl& impl = *impl_;
@@ -391,6 +401,7 @@ Status Partition::close() {
     }
   }
   impl.settler->stop();
+  impl.checker->stop();
   const Status indexed = impl.indexer->close();
   if (impl.stopped) return std::unexpected(*impl.stopped);
   if (!indexed) return indexed;

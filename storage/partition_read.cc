@@ -109,7 +109,6 @@ Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId
   }
   for (;;) {
     const auto entry = TIDEMARK_TRY(impl_->find_epoch(at.machine, at.epoch, timeout));
-    record = TIDEMARK_TRY(impl_->find_record(at.machine, timeout));  // as new as the epoch: it may have a disk more
     TIDEMARK_TRY(holds.hold(at.machine, at.epoch, object));
     if (target.layers.empty()) {
       for (const pb::DiskSizeRecord& known : entry.disks()) {
@@ -155,7 +154,6 @@ Result<CloneBase> Partition::clone_base(const MachineId& machine, EpochNumber ep
                 "clone one further down, or export it");
   }
   const auto entry = TIDEMARK_TRY(impl_->find_epoch(base.parent, base.epoch, timeout));
-  record = TIDEMARK_TRY(impl_->find_record(base.parent, timeout));  // as new as the epoch: it may have a disk more
   const auto holds = std::make_shared<PointHolds>(impl_->context);
   TIDEMARK_TRY(holds->hold(base.parent, base.epoch, object));
   for (const pb::DiskRecord& disk : record.disks()) {
@@ -174,14 +172,40 @@ Result<std::vector<pb::EpochEntry>> Partition::epochs(const MachineId& machine, 
   TIDEMARK_TRY(impl_->wait_indexed(timeout));
   const auto record = impl_->index().machine(machine);
   if (!record || record->removed()) return no_machine(machine);
-  auto epochs = TIDEMARK_TRY(impl_->index().epochs(machine, limit, with_fuzzy));
-  if (record->has_clone() && (limit == 0 || epochs.size() < limit)) {
-    const Base base = TIDEMARK_TRY(base_of(*record));
-    epochs.push_back(TIDEMARK_TRY(impl_->find_epoch(base.machine, base.epoch, timeout)));
-    epochs.back().set_number(0);
+  const VerifiedPoints verified = impl_->checker->verified(machine);
+  const bool sound_base = TIDEMARK_TRY(impl_->base_verified(*record));
+  auto entries = TIDEMARK_TRY(impl_->index().epochs(machine, limit, with_fuzzy));
+  const auto key = impl_->keys->key_of(*record);
+  HashSealer hashes;
+  for (pb::EpochEntry& entry : entries) {
+    entry.set_verified(sound_base && verified.covers(entry));
+    if (entry.sealed_digest().empty()) continue;
+    entry.set_digest(hash_to_bytes(digest_of(entry, key.get(), hashes)));
+    entry.clear_sealed_digest();
   }
-  return epochs;
+  if (record->has_clone() && (limit == 0 || entries.size() < limit)) {
+    const Base base = TIDEMARK_TRY(base_of(*record));
+    entries.push_back(TIDEMARK_TRY(impl_->find_epoch(base.machine, base.epoch, timeout)));
+    entries.back().set_number(0);
+    entries.back().set_verified(sound_base);
+    entries.back().clear_sealed_digest();  // of another machine, and under its key
+  }
+  return entries;
 }
+
+// What a clone shows is verified when its own epochs are, and all points that it stands on.
+Result<bool> Partition::Impl::base_verified(const pb::MachineRecord& record) {
+  for (auto below = record; below.has_clone();) {
+    const Base base = TIDEMARK_TRY(base_of(below));
+    const auto entry = TIDEMARK_TRY(index().epoch(base.machine, base.epoch));
+    const auto next = index().machine(base.machine);
+    if (!entry || !next || !checker->verified(base.machine).covers(*entry)) return false;
+    below = *next;
+  }
+  return true;
+}
+
+Checker& Partition::checker() const { return *impl_->checker; }
 
 Result<pb::EpochEntry> Partition::point_at(const MachineId& machine, std::optional<WallMicros> time_us,
                                            std::chrono::milliseconds timeout) {
@@ -195,6 +219,18 @@ Result<pb::EpochEntry> Partition::point_at(const MachineId& machine, std::option
   return fail(Code::not_found, object,
               fmt::format("it has no recovery point at or before {}; the oldest is of {}", format_rfc3339(*time_us),
                           format_rfc3339(points.back().time_us())));
+}
+
+std::vector<Index::MachineSpace> Partition::machine_space() const { return impl_->index().space(); }
+
+SpaceInfo Partition::space() const {
+  return {.total = impl_->total_bytes.load(std::memory_order_relaxed),
+          .available = impl_->available_bytes.load(std::memory_order_relaxed),
+          .file_system = impl_->file_system_id.load(std::memory_order_relaxed)};
+}
+
+Status Partition::check_counts() const {
+  return impl_->indexer->call([](const Index& index) { return index.check_counts(); });
 }
 
 Partition::Stats Partition::stats() const {
@@ -214,10 +250,17 @@ Partition::Stats Partition::stats() const {
   stats.segments_error = segments.error;
   stats.segment_size = impl_->keeper->segment_size();
   stats.index_error = impl_->indexer->error();
-  stats.space = {.total = impl_->total_bytes.load(std::memory_order_relaxed),
-                 .available = impl_->available_bytes.load(std::memory_order_relaxed)};
+  stats.space = space();
   stats.settler = impl_->settler->stats();
+  stats.checker = impl_->checker->stats();
   stats.cold_segments = stats.index.cold_segments;
+  stats.cold_bytes = impl_->manifest->bytes();
+  stats.stored_bytes = stats.index.stored_bytes;
+  stats.encrypted_volumes = impl_->keys->size();
+  {
+    const std::lock_guard lock(impl_->superblock_mutex);
+    stats.master_keys = impl_->superblock.master_keys;
+  }
   stats.damaged_reads = impl_->context->damaged_reads.load(std::memory_order_relaxed);
   return stats;
 }

@@ -11,6 +11,7 @@
 #include "base/units.h"
 #include "storage/cold_segment.h"
 #include "storage/disk_reader.h"
+#include "storage/sealing.h"
 #include "storage/segment_keeper.h"
 #include "wire/block.h"
 
@@ -27,7 +28,7 @@ constexpr std::uint64_t kGranule = limits::kGranuleSize;
 class DiskReader final : public Reader {
  public:
   DiskReader(std::shared_ptr<ReadContext> context, ReadTarget target)
-      : context_(std::move(context)), target_(std::move(target)) {}
+      : context_(std::move(context)), target_(std::move(target)), decoder_(context_->keys) {}
   ~DiskReader() override {
     for (const ReadLayer& layer : target_.layers) context_->uses.end(layer.machine, layer.epoch);
   }
@@ -202,8 +203,19 @@ class DiskReader final : public Reader {
     const std::size_t size = round_up(end, limits::kIoAlignment) - start;
     if (piece_.size() < size) piece_ = AlignedBuffer(std::max<std::size_t>(size, kReadMax + kGapMax));
     const auto file = context_->segments.open(extents.front().segment);
-    if (!file) return damaged(extents.front(), file.error().code, "its segment: " + file.error().message());
+    if (!file) {
+      return damaged(extents.front(), file.error().code, "its segment: " + file.error().message(),
+                     file.error().code == Code::not_found);
+    }
     const auto read = (*file)->read_at(start, piece_.span().first(size));
+    if ((!read || start + *read < end) && extents.size() > 1) {
+      // Which of them it is only shows when each is read alone; the others are good.
+      for (const LayerExtent& extent : extents) {
+        TIDEMARK_TRY(read_piece(std::span(&extent, 1), round_down(extent.offset, limits::kIoAlignment), end_of(extent),
+                                first, to));
+      }
+      return {};
+    }
     if (!read) return damaged(extents.front(), read.error().code, read.error().what);
     if (start + *read < end) return damaged(extents.front(), Code::corrupt, "the segment ends before it");
     const LayerExtent* decoded = nullptr;  // parts of one block stand next to each other: it is decoded once
@@ -218,7 +230,9 @@ class DiskReader final : public Reader {
         TIDEMARK_TRY(check(extent, header, stored));
         // The size that the index knows is what counts: the header was compared with it.
         const std::size_t plain = std::size_t{extent.block_granules} * kGranule;
-        auto status = decoder_.decode(header, stored, plain_.span().first(plain));
+        // What a clone shows of its parent was sealed with the parent's key.
+        auto status =
+            decoder_.decode(extent.layer->machine, extent.layer->volume, header, stored, plain_.span().first(plain));
         if (!status) return damaged(extent, Code::corrupt, status.error().what);
         decoded = &extent;
       }
@@ -234,28 +248,44 @@ class DiskReader final : public Reader {
       header.granules = extent.block_granules;
       header.stored_size = extent.stored_size;
       header.encoding = static_cast<std::uint8_t>(extent.encoding);
+      header.flags = extent.sealed ? wire::kSealedFlag : std::uint8_t{0};
       return {};
     }
     const auto damage = find_damage(extent.layer->machine, target_.disk, extent, header, stored);
     return damage ? Status(damaged(extent, Code::corrupt, *damage)) : Status();
   }
 
-  std::unexpected<Error> damaged(const Extent& extent, Code code, const std::string& what) const {
+  // `stored`: what stands on the disk is to blame.
+  std::unexpected<Error> damaged(const LayerExtent& extent, Code code, const std::string& what,
+                                 bool stored = true) const {
     if (code == Code::not_found) code = Code::corrupt;  // a segment that is needed is not there
     context_->damaged_reads.fetch_add(1, std::memory_order_relaxed);
+    if (stored) {
+      context_->damage.report({.machine = extent.layer->machine,
+                               .volume = extent.layer->volume,
+                               .disk = target_.disk,
+                               .epoch = extent.epoch,
+                               .first_granule = extent.block_first_granule,
+                               .granules = extent.block_granules,
+                               .segment = extent.segment,
+                               .offset = extent.offset,
+                               .stored_size = extent.stored_size,
+                               .what = what});
+    }
     return fail(code, describe(),
                 fmt::format("bytes {} to {} of epoch {} cannot be read (segment {}, offset {}): {}",
                             extent.block_first_granule * kGranule,
                             (extent.block_first_granule + extent.block_granules) * kGranule, extent.epoch.value(),
                             extent.segment.value(), extent.offset, what),
                 code == Code::corrupt
-                    ? "other ranges and points can be read; a rescan of the machine replaces what is lost"
+                    ? "other ranges and points can be read; `tidemark damage` tells which points are affected, and the "
+                      "machine is asked to send again what its newest state needs"
                     : "");
   }
 
   const std::shared_ptr<ReadContext> context_;
   const ReadTarget target_;
-  wire::BlockDecoder decoder_;
+  StoredDecoder decoder_;
   AlignedBuffer piece_;
   AlignedBuffer plain_{limits::kBlockPlainSizeMax};
   AlignedBuffer edge_;
@@ -272,11 +302,24 @@ std::optional<std::string> find_damage(const MachineId& machine, DiskId disk, co
                                        const wire::BlockHeader& header, std::span<const std::byte> stored) {
   if (header.first_granule != extent.block_first_granule || header.granules != extent.block_granules ||
       header.disk != disk.value() || header.epoch != extent.epoch.value() ||
-      header.encoding != static_cast<std::uint8_t>(extent.encoding) || header.stored_size != extent.stored_size) {
+      header.encoding != static_cast<std::uint8_t>(extent.encoding) || header.stored_size != extent.stored_size ||
+      header.sealed() != extent.sealed) {
     return "another block, or none, stands where it should be";
   }
   if (wire::block_hash(machine, header, stored) != header.hash()) return "its checksum does not match";
   return std::nullopt;
+}
+
+std::optional<std::string> open_block(const MachineId& machine, VolumeId volume, DiskId disk, const Extent& extent,
+                                      std::span<const std::byte> block, StoredDecoder& decoder,
+                                      std::span<std::byte> plain) {
+  wire::BlockHeader header;
+  std::memcpy(&header, block.data(), sizeof header);
+  const std::span<const std::byte> stored = block.subspan(sizeof header);
+  if (auto damage = find_damage(machine, disk, extent, header, stored)) return damage;
+  const auto decoded = decoder.decode(machine, volume, header, stored,
+                                      plain.first(std::size_t{extent.block_granules} * limits::kGranuleSize));
+  return decoded ? std::nullopt : std::optional(decoded.error().what);
 }
 
 Result<std::shared_ptr<File>> SegmentFiles::open(SegmentId segment) {

@@ -86,6 +86,11 @@ class Recovery {
     for (const std::string& name : names) {
       const auto id = parse_segment_name(name);
       if ((!id && !is_reserve_name(name)) || id == SegmentId(0)) continue;
+      if (id && *id < options_.mark.segment) {  // the index knows what lives there
+        result_.segment_max = std::max(result_.segment_max, *id);
+        found_[*id];
+        continue;
+      }
       const std::string path = directory_ + "/" + name;
       const auto file = TIDEMARK_TRY(files_.open(path, OpenMode::read, true));
       const std::size_t n = TIDEMARK_TRY(file->read_at(0, block.span()));

@@ -21,7 +21,8 @@ namespace {
 
 constexpr std::chrono::seconds kTick{1};
 constexpr std::chrono::seconds kRetry{10};
-constexpr std::size_t kFoldRegions = 256;  // folded in one step
+constexpr std::size_t kFoldRegions = 256;       // folded in one step
+constexpr WallMicros kShortEvery = 10'000'000;  // with little space: between two folds, or tries of a segment
 constexpr std::size_t kHistoryBytesMax = limits::kFramePayloadMax - 4096;
 
 }  // namespace
@@ -248,7 +249,9 @@ Result<bool> Settler::fold_some() {
     }
     for (const MachineId& machine : wanted) {
       const auto last = folded_.find(machine);
-      const bool soon = last != folded_.end() && now >= last->second && now - last->second < options_.fold_every_us;
+      const WallMicros every =
+          short_of_space() ? std::min(options_.fold_every_us, kShortEvery) : options_.fold_every_us;
+      const bool soon = last != folded_.end() && now >= last->second && now - last->second < every;
       if (soon || in_flight(machine)) continue;
       const auto record = index().machine(machine);
       {
@@ -338,58 +341,16 @@ Status Settler::change(std::vector<RegionChange>& changes, std::vector<SegmentId
 
 // --- choosing what to settle ---
 
-// What stands in a segment is as old as the commits that follow it in the next one.
-Result<bool> Settler::old_enough(SegmentId segment, SegmentId successor) {
-  if (options_.settle_after_us == 0) return true;
-  auto filled = filled_.find(segment);
-  if (filled == filled_.end()) {
-    const auto opened = files_.open(segment_path(directory_ + "/log", successor), OpenMode::read, false);
-    if (!opened && opened.error().code == Code::not_found) return false;  // just given back: its own successor counts
-    if (!opened) return std::unexpected(opened.error());
-    const auto& file = *opened;
-    AlignedBuffer block(limits::kIoAlignment);
-    if (TIDEMARK_TRY(file->read_at(limits::kIoAlignment, block.span())) < sizeof(CommitHeader)) return false;
-    CommitHeader header;
-    std::memcpy(&header, block.data(), sizeof header);
-    // Believed for its time only, and only if it is of this segment: nothing is lost if it is not.
-    if (header.magic != kCommitMagic || header.segment != successor.value()) return false;
-    filled = filled_.emplace(segment, header.arrival_us).first;
-  }
-  filled->second = std::min(filled->second, clock_.wall_us());  // by a clock that was set back since: as of now
-  return clock_.wall_us() - filled->second >= options_.settle_after_us;
-}
-
 bool Settler::was_tried(SegmentId segment) const {
   const auto found = tried_.find(segment);
   if (found == tried_.end()) return false;
   const WallMicros passed = clock_.wall_us() - found->second.at_us;
-  return found->second.indexed == index().mark().lsn || (passed >= 0 && passed < options_.settle_after_us / 6);
+  const WallMicros pause = options_.settle_after_us / 6;
+  return found->second.indexed == index().mark().lsn ||
+         (passed >= 0 && passed < (short_of_space() ? std::min(pause, kShortEvery) : pause));
 }
 
 void Settler::tried(SegmentId segment) { tried_[segment] = {.indexed = index().mark().lsn, .at_us = clock_.wall_us()}; }
-
-Result<bool> Settler::settle_some() {
-  const auto segments = index().segments();
-  const SegmentId current = index().mark().segment;
-  std::erase_if(tried_, [&](const auto& tried) { return !index().knows_segment(tried.first); });
-  std::erase_if(filled_, [&](const auto& filled) { return !index().knows_segment(filled.first); });
-  std::erase_if(waits_, [&](const auto& wait) {
-    const auto open = index().open_epoch(wait.second.first);
-    return !open || open->number() != wait.second.second.value();
-  });
-  std::vector<SegmentId> victims;
-  for (std::size_t i = 0; i + 1 < segments.size() && victims.size() < options_.victims_max; ++i) {
-    const auto& [segment, references] = segments[i];
-    if (is_cold(segment) || segment >= current || is_cold(segments[i + 1].first)) break;
-    if (references == 0 || waits_.contains(segment) || was_tried(segment)) continue;
-    if (!TIDEMARK_TRY(old_enough(segment, segments[i + 1].first))) break;
-    victims.push_back(segment);
-  }
-  if (victims.empty()) return false;
-  TIDEMARK_TRY(settle_each(victims));
-  for (const SegmentId segment : victims) tried(segment);
-  return true;
-}
 
 Status Settler::settle_each(const std::vector<SegmentId>& victims) {
   const auto passing = [](const Error& error) { return error.code == Code::cancelled || error.code == Code::no_space; };
@@ -407,6 +368,7 @@ Status Settler::settle_each(const std::vector<SegmentId>& victims) {
 }
 
 Result<bool> Settler::compact_some() {
+  if (waits_for_space()) return false;
   const auto segments = index().segments();
   std::erase_if(extents_, [&](const auto& known) { return !index().knows_segment(known.first); });
   std::vector<std::pair<double, SegmentId>> worst;
@@ -433,7 +395,7 @@ Result<bool> Settler::compact_some() {
   std::ranges::sort(worst);
   std::vector<SegmentId> victims;
   for (const auto& [live, segment] : worst) {
-    if (victims.size() < options_.victims_max) victims.push_back(segment);
+    if (victims.size() < victims_now(options_.cold_segment_size)) victims.push_back(segment);
   }
   TIDEMARK_TRY(settle_each(victims));
   // What is left in them could not be read.

@@ -24,10 +24,13 @@ constexpr std::size_t kExtentsMax = 256 << 10;  // of a cold segment
 }  // namespace
 
 Result<Settler::Machine> Settler::load_machine(const Index& index, const MachineId& id) {
-  Machine machine{.id = id, .disks = {}, .points = {}, .encoder = nullptr};
+  Machine machine{.id = id, .disks = {}, .encrypted = {}, .points = {}, .encoder = nullptr};
   const auto record = index.machine(id);
   if (!record || record->removed()) return machine;
-  for (const pb::DiskRecord& disk : record->disks()) machine.disks[VolumeId(disk.volume())] = DiskId(disk.disk());
+  for (const pb::DiskRecord& disk : record->disks()) {
+    machine.disks[VolumeId(disk.volume())] = DiskId(disk.disk());
+    if (!disk.wrapped_key().empty()) machine.encrypted.insert(VolumeId(disk.volume()));
+  }
   for (const pb::EpochEntry& entry : TIDEMARK_TRY(index.epochs(id, 0, true))) {
     machine.points.push_back(Lsn(entry.commit_lsn()));
   }
@@ -50,6 +53,8 @@ Status Settler::settle(const std::vector<SegmentId>& victims) {
   for (const SegmentId segment : victims) {
     TIDEMARK_TRY(is_cold(segment) ? list_cold_segment(segment, move) : list_log_segment(segment, move));
   }
+  TIDEMARK_TRY(leave_live(move));
+  if (move.victims.empty()) return {};
   for (const auto& [volume, regions] : move.regions) {
     for (const std::uint32_t region : regions) {
       if (stopping()) return fail(Code::cancelled, directory_, "it is being closed");
@@ -65,7 +70,7 @@ Status Settler::settle(const std::vector<SegmentId>& victims) {
   // Only what is flushed lets the victims go.
   TIDEMARK_TRY(indexer_.call([](Index& index) { return index.flush(); }));
   const std::lock_guard lock(mutex_);
-  stats_.segments_settled += victims.size();
+  stats_.segments_settled += move.victims.size();
   return {};
 }
 
@@ -123,6 +128,7 @@ Status Settler::list_log_segment(SegmentId segment, Move& move) {
     const auto still = index().open_epoch(machine);
     if (still && still->number() == epoch.value()) waits_[segment] = {machine, epoch};
   }
+  move.sizes[segment] = TIDEMARK_TRY(file->size());
   move.files[segment] = std::move(file);
   return {};
 }
@@ -237,6 +243,7 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
   const DeltaExtent& extent = version.extent;
   const std::size_t size = limits::kBlockHeaderSize + extent.stored_size;
   const std::uint64_t start = round_down(extent.offset, limits::kIoAlignment);
+  static_assert(limits::kBlockHeaderSize + wire::kSealedOverhead < limits::kIoAlignment);
   if (!move.buffer) move.buffer = AlignedBuffer(limits::kBlockPlainSizeMax + 4 * limits::kIoAlignment);
   const std::span<std::byte> space =
       move.buffer.span().first(round_up(extent.offset + size, limits::kIoAlignment) - start);
@@ -246,12 +253,16 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
       ++stats_.damaged_blocks;
     }
     context_->damaged_reads.fetch_add(1, std::memory_order_relaxed);
-    spdlog::error(
-        "event=damaged_block path={} segment={:#x} offset={} machine={} volume={} epoch={} first_granule={} "
-        "granules={} "
-        "error=\"{}\"",
-        directory_, version.segment.value(), extent.offset, machine.id.to_string(), move.volume.value(),
-        version.epoch.value(), region_start + extent.first, extent.count, what);
+    context_->damage.report({.machine = machine.id,
+                             .volume = move.volume,
+                             .disk = machine.disks.at(move.volume),
+                             .epoch = version.epoch,
+                             .first_granule = region_start + extent.first,
+                             .granules = extent.count,
+                             .segment = version.segment,
+                             .offset = extent.offset,
+                             .stored_size = extent.stored_size,
+                             .what = what});
     to.push_back(version);  // where it is, so that who reads it is told
     return {};
   };
@@ -270,7 +281,8 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
                      .segment = version.segment,
                      .offset = extent.offset,
                      .stored_size = extent.stored_size,
-                     .epoch = version.epoch};
+                     .epoch = version.epoch,
+                     .sealed = extent.sealed};
   const DiskId disk = machine.disks.at(move.volume);
   if (const auto damage = find_damage(machine.id, disk, named, header, stored)) return damaged(*damage);
 
@@ -283,16 +295,34 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
     move.since_pause += bytes;
     if (move.since_pause >= kRatePiece) hold_rate(std::exchange(move.since_pause, 0));
   };
+  // Of a volume that was encrypted later on, what is still in the clear is sealed on its way.
+  const auto key = machine.encrypted.contains(move.volume) ? context_->keys->find(move.volume) : nullptr;
+  const auto add = [&](std::span<const std::byte> whole, DeltaExtent& moved) -> Status {
+    wire::BlockHeader own;
+    std::memcpy(&own, whole.data(), sizeof own);
+    if (key != nullptr && !own.sealed()) {
+      move.sealed.resize(whole.size() + wire::kSealedOverhead);
+      if (!move.sealer) move.sealer = std::make_unique<BlockSealer>();
+      move.sealer->seal(machine.id, *key, own, whole.subspan(sizeof own), move.sealed);
+      whole = move.sealed;
+    }
+    moved.sealed = key != nullptr || own.sealed();
+    moved.stored_size = static_cast<std::uint32_t>(whole.size() - sizeof own);
+    moved.offset = TIDEMARK_TRY(move.cold->add_block(whole));
+    count_moved(whole.size());
+    return {};
+  };
   if (version.shown.count() == extent.count) {
     Version& moved = to.emplace_back(version);
-    moved.extent.offset = TIDEMARK_TRY(move.cold->add_block(block));
     moved.segment = move.cold->segment();
-    count_moved(size);
-    return {};
+    return add(block, moved.extent);
   }
   move.plain.resize(limits::kBlockPlainSizeMax);
   const std::span plain = std::span(move.plain).first(std::size_t{extent.count} * limits::kGranuleSize);
-  if (const auto decoded = move.decoder.decode(header, stored, plain); !decoded) return damaged(decoded.error().what);
+  if (!move.decoder) move.decoder = std::make_unique<StoredDecoder>(context_->keys);
+  if (const auto decoded = move.decoder->decode(machine.id, move.volume, header, stored, plain); !decoded) {
+    return damaged(decoded.error().what);
+  }
   if (!machine.encoder) machine.encoder = std::make_unique<wire::BlockEncoder>(machine.id);
   for (const auto& [first, count] : shown_runs(version)) {
     machine.encoder->start(disk, version.epoch);
@@ -308,10 +338,7 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
                     .encoding = static_cast<wire::Encoding>(part.encoding),
                     .offset = 0,
                     .stored_size = part.stored_size};
-    if (moved.extent.encoding != wire::Encoding::zero) {
-      moved.extent.offset = TIDEMARK_TRY(move.cold->add_block(payload));
-      count_moved(payload.size());
-    }
+    if (moved.extent.encoding != wire::Encoding::zero) TIDEMARK_TRY(add(payload, moved.extent));
   }
   return {};
 }
@@ -319,13 +346,28 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
 Status Settler::finish_cold(Move& move) {
   std::vector<SegmentId> added;
   if (move.cold) {
-    TIDEMARK_TRY(move.cold->finish());
     added.push_back(move.cold->segment());
-    TIDEMARK_TRY(manifest_.add(added));
+    Status finished = move.cold->finish();
+    if (finished) finished = manifest_.add(added);
     extents_[move.cold->segment()] = move.cold->extents();
     move.cold.reset();
+    if (finished) finished = change(move.changes, added);
+    if (!finished) give_up(added.front());
+    return finished;
   }
-  return change(move.changes, std::move(added));
+  return change(move.changes, {});
+}
+
+// A cold segment that nothing came to refer to, for want of space or otherwise: tried again and again, they would take
+// what is left. What cannot be removed now is removed at the next start.
+void Settler::give_up(SegmentId segment) {
+  if (index().knows_segment(segment)) return;
+  extents_.erase(segment);
+  const std::string path = cold_path(directory_ + "/cold", segment);
+  const auto there = files_.exists(path);
+  Status removed = manifest_.remove(std::span(&segment, 1));
+  if (removed && there && *there) removed = files_.remove(path);
+  if (!removed) spdlog::warn("event=cold_segment_left path={} error=\"{}\"", path, removed.error().message());
 }
 
 // --- records ---

@@ -112,7 +112,7 @@ class SimFiles final : public FileSystem {
     const std::lock_guard lock(state_->mutex);
     if (state_->off) return SimDisk::State::dead(path);
     const std::uint64_t used = state_->used();
-    return SpaceInfo{state_->capacity, state_->capacity > used ? state_->capacity - used : 0};
+    return SpaceInfo{state_->capacity, state_->capacity > used ? state_->capacity - used : 0, 1};
   }
 
   Result<std::unique_ptr<FileLock>> lock(const std::string& raw) override {

@@ -111,7 +111,9 @@ class SystemFiles final : public FileSystem {
   Result<SpaceInfo> space(const std::string& path) override {
     struct statvfs info;
     if (::statvfs(path.c_str(), &info) != 0) return fail_errno(errno, path, "ask for free space");
-    return SpaceInfo{info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize};
+    struct stat place;
+    if (::stat(path.c_str(), &place) != 0) return fail_errno(errno, path, "ask for its file system");
+    return SpaceInfo{info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize, place.st_dev};
   }
 
   // flock belongs to the open file, not to the process: a second lock within this process is refused as well.

@@ -395,6 +395,14 @@ void ServerSession::on_digests(const pb::DigestReply& reply) {
   actions_.send(FrameType::digest_reply, reply);
 }
 
+bool ServerSession::resend(const pb::Resend& ranges) {
+  const auto& understood = hello_.capabilities();
+  if (state_ != State::ready || std::find(understood.begin(), understood.end(), kCapabilityResend) == understood.end())
+    return false;
+  actions_.send(FrameType::resend, ranges);
+  return true;
+}
+
 void ServerSession::throttle(std::uint32_t pause_ms, const std::string& reason) {
   if (state_ != State::ready) return;
   pb::Throttle message;

@@ -91,6 +91,10 @@ class ServerSession {
   // newest word counts. Nothing enforces it but credit.
   void throttle(std::uint32_t pause_ms, const std::string& reason);
 
+  // What the newest durable epoch shows in these ranges is lost here, and is to come again with the agent's next epoch.
+  // The newest word counts. False: nothing was sent, since the agent does not understand it or the session is over.
+  bool resend(const pb::Resend& ranges);
+
   bool ready() const;   // Hello was answered with Welcome
   bool closed() const;  // Goodbye or Error came, or the machine was redirected
   std::optional<EpochNumber> open_epoch() const;

@@ -80,6 +80,7 @@ class LoadSession final : public net::TlsStream::Handler, public wire::AgentSess
   void on_credit() override { pump(); }
   void on_digests(const pb::DigestReply&) override {}
   void on_throttle(std::uint32_t, const std::string&) override {}
+  void on_resend(const pb::Resend&) override {}
   void on_renewed(const std::string&) override {}
   void on_server_error(const Error& error, std::uint32_t retry_after_ms) override;
   void on_goodbye(const std::string&, std::uint32_t) override {}

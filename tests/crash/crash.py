@@ -29,7 +29,7 @@ from parts import NARROW, SYNC_SECONDS_MAX, FileSystem, Machine, Server, disks_o
 
 DISK_SIZES = (6 * 1024 * 1024, 1024 * 1024 + 1536)  # the second one ends in a short granule
 KILL_WINDOW_SECONDS = 0.6
-WAIT_SECONDS_MAX = 15  # for a work to begin
+WAIT_SECONDS_MAX = 4  # for a work to begin
 FILE_SYSTEM_SIZE = 3 << 30
 WORKS = ("settle", "fold", "drop", "rebuild")
 

@@ -54,9 +54,9 @@ class WithServer(Case):
     def test_tables_for_people(self):
         machines = self.human("machines")
         self.assertRegex(machines.out, r"(?m)^NAME +STATE +DONE +ETA +LAG")
-        self.assertRegex(machines.out, r"(?m)^web1 .* \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ \(.* ago\) +2, 4 MiB$")
+        self.assertRegex(machines.out, r"(?m)^web1 .* \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ \(.* ago\) +\d\S* \w+ +none +2, 4 MiB$")
         points = self.human("points", "web1")
-        self.assertRegex(points.out, r"(?m)^EPOCH +TIME +AGE +CONSISTENCY +CHANGED +STORED")
+        self.assertRegex(points.out, r"(?m)^EPOCH +TIME +AGE +CONSISTENCY +VERIFIED +CHANGED +STORED")
         self.assertRegex(self.human("machine", "show", "web1").out, r"(?m)^newest point +epoch \d+, ")
         self.assertRegex(self.human("server").out, "(?m)^version +")
         self.assertIn("every partition serves", self.human("health").out)

@@ -351,6 +351,14 @@ void StoreChecker::end(End how) {
 }
 
 void StoreChecker::start() {
+  if (rig_.encrypted()) {
+    // A disk that lied may show anything for a block.
+    const auto wrong = lied_ ? std::nullopt : nonces_.look(rig_.files(), StoreRig::kDirectory);
+    if (wrong) fail(*wrong);
+    const bool rotate = random_.chance(0.3) && !rig_.disk().powered_off();
+    const Status rotated = rotate ? rig_.rotate_master_key() : Status();
+    if (!rotated) fail("rotate: " + rotated.error().message());
+  }
   for (int attempt = 0; !failed(); ++attempt) {
     const auto opened = rig_.open();
     if (opened) break;
@@ -379,6 +387,7 @@ void StoreChecker::start() {
     if (drop) dropped.push_back(number);
   }
   for (const std::uint32_t number : dropped) machines_.erase(number);
+  compare_space();
   settle();
 }
 
@@ -441,6 +450,24 @@ void StoreChecker::compare_after_start(ModelMachine& machine, bool& drop) {
   }
   if (state->next_epoch.value() <= newest) return fail(machine.name + " would take an epoch's number twice");
   continue_open(machine, *state);
+}
+
+// The accounts are those of what the index holds, counted anew, and at least what the kept epochs show.
+void StoreChecker::compare_space() {
+  if (failed()) return;
+  if (const auto counted = rig_.store().check_counts(); !counted) return fail(counted.error().message());
+  std::uint64_t all = 0;
+  for (const auto& space : rig_.store().machine_space()) {
+    all += space.stored_bytes;
+    for (const auto& [number, machine] : machines_) {
+      std::uint64_t logical = 0;
+      for (const auto& [disk, size] : machine.disks) logical += size;
+      if (machine.id == space.machine && space.logical_bytes != logical)
+        return fail(
+            fmt::format("{} has disks of {} bytes, and {} are counted", machine.name, logical, space.logical_bytes));
+    }
+  }
+  if (all != rig_.store().stats().stored_bytes) fail("the stored bytes of the machines do not add up");
 }
 
 void StoreChecker::continue_open(ModelMachine& machine, const MachineState& state) {

@@ -11,6 +11,7 @@
 #include "storage/retention.h"
 #include "tests/sim/store_machines.h"
 #include "tests/sim/store_model.h"
+#include "tests/sim/store_nonces.h"
 #include "tests/sim/store_rig.h"
 
 namespace tidemark::sim {
@@ -62,6 +63,7 @@ class StoreChecker {
   static MachineId machine_id(std::uint32_t number);
   void check_status(const Status& status, const char* doing);
   void compare_after_start(ModelMachine& machine, bool& drop);
+  void compare_space();
   void continue_open(ModelMachine& machine, const storage::MachineState& state);
   void take_acks();
   storage::Decision decide(const ModelMachine& machine);
@@ -83,6 +85,7 @@ class StoreChecker {
   std::map<std::uint32_t, ModelMachine> machines_;
   std::uint32_t next_machine_ = 1;
   storage::RetentionClock retention_clock_;
+  NonceWatch nonces_;
   bool lied_ = false;  // the disk said done and did not do it
 };
 

@@ -24,10 +24,19 @@ storage::PartitionOptions small_store(Random& random) {
   // Most stores settle whatever is not in the newest segment at once; some never do.
   options.settler.settle_after_us = random.chance(0.75) ? 0 : 1'000'000'000'000;
   options.settler.fold_every_us = 0;
+  options.settler.log_garbage_max = random.chance(0.4) ? -1 : static_cast<double>(1 + random.below(8)) / 10;
   options.settler.cold_segment_size = random.chance(0.5) ? 64_KiB : 1_MiB;
   options.settler.victims_max = 1 + static_cast<std::uint32_t>(random.below(4));
   options.settler.garbage_max = static_cast<double>(random.below(5)) / 10;
   options.index = {.cache_bytes = 2_MiB, .write_buffer_bytes = 4_MiB};
+  return options;
+}
+
+// A fifth of the histories are of encrypted stores; their master key changes between lives.
+storage::PartitionOptions encrypted_sometimes(storage::PartitionOptions options, std::uint64_t seed) {
+  if (seed % 5 != 1) return options;
+  options.encrypt = true;
+  options.master_keys = std::make_shared<const storage::MasterKeys>(storage::MasterKeys("sim").with_new_key(0));
   return options;
 }
 
@@ -112,6 +121,7 @@ void StoreRun::add(const StoreRun& other) {
   clones_dropped += other.clones_dropped;
   bases_checked += other.bases_checked;
   blocks_moved += other.blocks_moved;
+  segments_kept += other.segments_kept;
   regions_folded += other.regions_folded;
   rebuilds += other.rebuilds;
   damages += other.damages;
@@ -123,15 +133,17 @@ std::string StoreRun::summary() const {
   return fmt::format(
       "steps={} operations={} crashes={} epochs_acked={} epochs_checked={} points_dropped={} points_pruned={} "
       "clock_jumps={} clones_made={} "
-      "clones_dropped={} bases_checked={} blocks_moved={} regions_folded={} rebuilds={} damages={} damage_found={}{}",
+      "clones_dropped={} bases_checked={} blocks_moved={} segments_kept={} "
+      "regions_folded={} rebuilds={} damages={} damage_found={}{}",
       steps, operations, crashes, epochs_acked, epochs_checked, points_dropped, points_pruned, clock_jumps, clones_made,
-      clones_dropped, bases_checked, blocks_moved, regions_folded, rebuilds, damages, damage_found,
+      clones_dropped, bases_checked, blocks_moved, segments_kept, regions_folded, rebuilds, damages, damage_found,
       failure ? " FAILURE: " + *failure : "");
 }
 
 StoreRun run_store_history(std::uint64_t seed) {
   Random random(seed * 0x9e3779b97f4a7c15);
-  StoreChecker checker(random.next(), small_store(random));
+  const storage::PartitionOptions options = encrypted_sometimes(small_store(random), seed);
+  StoreChecker checker(random.next(), options);
   checker.start();
   StoreRun& run = checker.run();
   for (; run.steps < kSteps && !checker.failed() && checker.rig().running(); ++run.steps) {
@@ -158,6 +170,7 @@ StoreRun run_store_history(std::uint64_t seed) {
   run.operations = checker.rig().operations();
   checker.rig().kill();
   run.blocks_moved = checker.rig().settled().blocks_moved;
+  run.segments_kept = checker.rig().settled().segments_kept;
   run.regions_folded = checker.rig().settled().regions_folded;
   return run;
 }
@@ -167,7 +180,7 @@ StoreRun run_small_history(std::uint64_t seed, std::optional<std::uint64_t> oper
   storage::PartitionOptions options = small_store(random);
   options.segment_size = 256_KiB;
   options.index_flush_bytes = 64_KiB;
-  StoreChecker checker(seed, options);
+  StoreChecker checker(seed, encrypted_sometimes(options, seed));
   StoreRun& run = checker.run();
   const std::uint64_t before = checker.rig().disk().operations();
   if (operation) checker.rig().disk().cut_power_at(before + *operation);

@@ -30,6 +30,7 @@ struct StoreRun {
   std::uint64_t clones_dropped = 0;
   std::uint64_t bases_checked = 0;  // clones read as they began
   std::uint64_t blocks_moved = 0;   // into cold segments
+  std::uint64_t segments_kept = 0;  // of the log, left as they are
   std::uint64_t regions_folded = 0;
   std::uint64_t rebuilds = 0;      // of indexes that were lost
   std::uint64_t damages = 0;       // done to the disk

@@ -60,6 +60,7 @@ void StoreRig::note_settled() {
   if (!partition_) return;
   const auto stats = partition_->stats().settler;
   settled_.blocks_moved += stats.blocks_moved;
+  settled_.segments_kept += stats.segments_kept;
   settled_.regions_folded += stats.regions_folded;
   settled_.records_carried += stats.records_carried;
 }
@@ -90,6 +91,16 @@ Status StoreRig::close() {
 void StoreRig::lose_index() {
   TIDEMARK_CHECK(!partition_);
   std::filesystem::remove_all(index_directory_ + "/index");
+}
+
+Status StoreRig::rotate_master_key() {
+  TIDEMARK_CHECK(!partition_ && options_.master_keys != nullptr);
+  const auto needed = TIDEMARK_TRY(Partition::master_keys_needed(files(), kDirectory));
+  const bool only_current =
+      std::ranges::all_of(needed, [&](storage::MasterKeyId id) { return id == options_.master_keys->current().id; });
+  const storage::MasterKeys kept = only_current ? options_.master_keys->current_only() : *options_.master_keys;
+  options_.master_keys = std::make_shared<const storage::MasterKeys>(kept.with_new_key(clock_.wall_us()));
+  return {};
 }
 
 void StoreRig::pump(bool all) {

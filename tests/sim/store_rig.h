@@ -42,7 +42,14 @@ class StoreRig final : public storage::Partition::Listener {
   void cut_power();  // what was not durable may be lost
   void kill();       // the process dies, the disk lives on
   Status close();
-  void lose_index();    // while closed
+  void lose_index();  // while closed
+  const std::string& index_directory() const { return options_.index_directory; }
+  // Between two lives, what an operator does with the master key file: away with keys that are not needed any more, and
+  // a new one in front.
+  Status rotate_master_key();
+  bool encrypted() const { return options_.encrypt; }
+  // For the next life.
+  storage::PartitionOptions& options() { return options_; }
   void pump(bool all);  // end of turn, submit, reap; `all`: until nothing is in flight any more
   bool running() const { return partition_ != nullptr; }
   storage::Partition& store() { return *partition_; }

@@ -78,6 +78,7 @@ struct ModelServer::Impl {
   std::uint32_t refusal_retry_ms = 0;
   int refusals = 0;
   std::uint32_t throttle_ms = 0;
+  pb::Resend resend;
   std::uint32_t credit = 1 << 20;
   std::function<void(std::uint64_t)> on_blocks;
   std::thread thread;
@@ -149,6 +150,7 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
       if (std::exchange(server_.lose_durable, false)) return cut();
       session_->on_durable(newest().number, newest().digest, std::nullopt);
     }
+    if (session_->ready() && server_.resend.ranges_size() != 0) session_->resend(std::exchange(server_.resend, {}));
     if (renewed_) send(wire::FrameType::renew_reply, *std::exchange(renewed_, std::nullopt));
     for (const pb::DigestReply& reply : std::exchange(replies_, {})) session_->on_digests(reply);
     return true;
@@ -374,6 +376,13 @@ void ModelServer::refuse(std::optional<Error> error, std::uint32_t retry_after_m
 void ModelServer::forget_newest_epoch() {
   const std::lock_guard lock(impl_->mutex);
   impl_->store.epochs.pop_back();
+}
+void ModelServer::ask_again(std::uint32_t disk, std::uint64_t first_granule, std::uint64_t granules) {
+  const std::lock_guard lock(impl_->mutex);
+  auto* range = impl_->resend.add_ranges();
+  range->set_disk(disk);
+  range->set_first_granule(first_granule);
+  range->set_granules(granules);
 }
 void ModelServer::throttle_next(std::uint32_t pause_ms) {
   const std::lock_guard lock(impl_->mutex);

@@ -52,6 +52,7 @@ class ModelServer {
   void refuse(std::optional<Error> error, std::uint32_t retry_after_ms, int times);  // at Hello
   void forget_newest_epoch();  // as a store restored from an old copy
   void throttle_next(std::uint32_t pause_ms);
+  void ask_again(std::uint32_t disk, std::uint64_t first_granule, std::uint64_t granules);  // Resend, behind Welcome
   // Called on the server's thread when blocks came.
   void on_blocks(std::function<void(std::uint64_t total)> call);
   void set_credit(std::uint32_t bytes);

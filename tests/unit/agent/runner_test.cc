@@ -400,6 +400,25 @@ TEST_F(RunnerTest, SmallCreditThrottleAndRateLimitOnlySlowItDown) {
   EXPECT_EQ(server_has(disk), slurp(disk));
 }
 
+TEST_F(RunnerTest, WhatTheServerLostIsSentAgainAlthoughItDidNotChange) {
+  const auto disk = temp_.write("a.img", noise(23, 3 << 20));
+  protect({disk});
+  EXPECT_TRUE(last(sync()).point);
+  EXPECT_TRUE(last(sync()).unchanged);
+  const std::uint64_t before = server_.blocks_bytes();
+  server_.ask_again(0, 20, 3);       // within one chunk
+  server_.ask_again(0, 766, 100);    // over the end of the disk
+  server_.ask_again(0, 100'000, 1);  // behind it
+  server_.ask_again(7, 0, 1);        // another machine's, or of a disk that is not protected any more
+  const EpochReport again = last(sync());
+  EXPECT_TRUE(again.committed);
+  EXPECT_TRUE(again.point);
+  EXPECT_EQ(again.changed_bytes, 2 * limits::kDigestChunkSize) << "by whole chunks, and nothing else";
+  EXPECT_GE(server_.blocks_bytes() - before, 2 * limits::kDigestChunkSize);
+  EXPECT_EQ(server_has(disk), slurp(disk));
+  EXPECT_TRUE(last(sync()).unchanged) << "once is enough";
+}
+
 TEST_F(RunnerTest, DiskThatFailsToReadIsNamedWithThePlace) {
   LoopDevice loop(temp_, "disk", 8 << 20);
   SKIP_WITHOUT_LOOP(loop);

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -15,11 +16,13 @@
 
 namespace tidemark::storage::testing {
 
+// In memory, unless TMPDIR says where.
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
     std::string pattern = (std::filesystem::temp_directory_path() / "tidemark-test-XXXXXX").string();
-    if (std::filesystem::exists("/dev/shm")) pattern = "/dev/shm/tidemark-test-XXXXXX";
+    if (std::getenv("TMPDIR") == nullptr && std::filesystem::exists("/dev/shm"))
+      pattern = "/dev/shm/tidemark-test-XXXXXX";
     path_ = mkdtemp(pattern.data());
   }
   ~TemporaryDirectory() {

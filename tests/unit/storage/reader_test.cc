@@ -11,6 +11,7 @@
 namespace tidemark::storage {
 namespace {
 
+using testing::CommitMaker;
 using testing::machine_id;
 using testing::machine_record;
 using testing::TemporaryDirectory;

@@ -182,7 +182,7 @@ TEST_F(SettlingTest, LostIndexWithAFirstColdSegmentThatNothingTellsOfIsMadeAgain
     good((*writer)->finish());
   }
   ASSERT_EQ(cold_files().size(), 1U);
-  rig_->cut_power();
+  rig_->kill();
   lose_index_and_open();
   EXPECT_EQ(cold_files().size(), 0U);
   expect_points("after the rebuild");
@@ -195,7 +195,7 @@ TEST_F(SettlingTest, LostIndexWithAColdSegmentMissingIsRefused) {
   good(rig_->close());
   const auto paths = cold_files();
   ASSERT_GT(paths.size(), 1u);
-  const std::string& missing = paths[paths.size() / 2];
+  const std::string missing = paths[paths.size() / 2];
   good(rig_->files().rename(missing, missing + ".elsewhere"));
   rig_->lose_index();
   for (int attempt = 0; attempt < 2; ++attempt) {
@@ -307,6 +307,7 @@ TEST_F(SettlingTest, NumberOfAColdSegmentThatWasFreedIsNotUsedAgainAfterACrash) 
   auto options = settling_options();
   options.index_flush_bytes = 64 << 20;
   options.settler.settle_after_us = 3'600'000'000;
+  options.settler.mature_after = 1;
   start(options);
   const MachineId a = add_machine(1);
   epochs(a, 1, 10);

@@ -34,6 +34,7 @@ TEST_F(StoreSim, RandomHistoriesLoseNothingAndServeNothingWrong) {
     EXPECT_GT(all.crashes, seeds.count);
     EXPECT_GT(all.epochs_checked, 10 * seeds.count);
     EXPECT_GT(all.damage_found, seeds.count / 4);
+    EXPECT_GT(all.segments_kept, seeds.count / 4);
   }
 }
 
