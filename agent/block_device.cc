@@ -95,6 +95,19 @@ Result<BlockDeviceFacts> describe_block_device(const OsPaths& os, dev_t device, 
   return facts;
 }
 
+std::vector<PartitionPlace> partitions_of(const OsPaths& os, const std::string& disk_name) {
+  constexpr std::uint64_t kSector = 512;  // whatever the disk's own is
+  std::vector<PartitionPlace> places;
+  for (const fs::path& entry : entries_of(os.sys / "class/block" / disk_name)) {
+    std::error_code error;
+    const auto device = fs::exists(entry / "partition", error) ? device_number(entry) : std::nullopt;
+    if (!device) continue;
+    const std::uint64_t begin = number_in(entry / "start") * kSector;
+    places.push_back({*device, begin, begin + number_in(entry / "size") * kSector});
+  }
+  return places;
+}
+
 Result<WriteCounters> read_write_counters(const OsPaths& os, const std::string& disk_name) {
   const fs::path disk = os.sys / "class/block" / disk_name;
   if (number_in(disk / "queue/iostats") == 0) {
@@ -122,7 +135,7 @@ Result<std::vector<std::string>> list_whole_disks(const OsPaths& os) {
   for (const fs::path& disk : entries_of(os.sys / "block")) {
     const std::string name = disk.filename();
     const auto starts = [&](const char* prefix) { return name.starts_with(prefix); };
-    if (starts("loop") || starts("ram") || starts("zram") || starts("sr") || starts("fd")) continue;
+    if (starts("loop") || starts("ram") || starts("zram") || starts("sr") || starts("fd") || starts("nbd")) continue;
     if (number_in(disk / "removable") != 0 || number_in(disk / "hidden") != 0 || number_in(disk / "size") == 0)
       continue;
     if (!entries_of(disk / "slaves").empty()) continue;  // its members are listed themselves

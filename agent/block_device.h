@@ -29,6 +29,14 @@ struct BlockDeviceFacts {
 // `path` serves as a last resort of identity. Fails with not_found when sysfs does not know the device.
 Result<BlockDeviceFacts> describe_block_device(const OsPaths& os, dev_t device, const std::string& path);
 
+// Where a partition lies on its disk, in bytes.
+struct PartitionPlace {
+  dev_t device = 0;
+  std::uint64_t begin = 0, end = 0;
+};
+// All of a whole disk, as the kernel has them now.
+std::vector<PartitionPlace> partitions_of(const OsPaths& os, const std::string& disk_name);
+
 // How much was ever written, of a whole disk. Equal counters, with nothing in flight at either moment, say that nothing
 // reached the disk between. Discards change data too.
 struct WriteCounters {

@@ -1,6 +1,7 @@
 #include "agent/commands.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,12 +12,16 @@
 #include <nlohmann/json.hpp>
 
 #include "agent/block_device.h"
+#include "agent/choose_tracker.h"
 #include "agent/config.h"
 #include "agent/enroll.h"
 #include "agent/freeze.h"
+#include "agent/kernel_marks.h"
 #include "agent/machine_facts.h"
+#include "agent/quiesce.h"
 #include "agent/runner.h"
 #include "agent/source.h"
+#include "agent/status_board.h"
 #include "agent/text_file.h"
 #include "net/certificates.h"
 
@@ -49,6 +54,7 @@ Json epoch_to_json(const EpochReport& report) {
   json["reason"] = report.reason;
   json["cut_time"] = format_rfc3339(report.cut_us);
   json["compared_bytes"] = report.compared_bytes;
+  json["skipped_bytes"] = report.skipped_bytes;
   json["changed_bytes"] = report.changed_bytes;
   json["sent_bytes"] = report.sent_bytes;
   json["zero_bytes"] = report.zero_bytes;
@@ -57,11 +63,6 @@ Json epoch_to_json(const EpochReport& report) {
   json["resumed"] = report.resumed;
   json["resumed_bytes"] = report.resumed_bytes;
   return json;
-}
-
-std::string size_text(std::uint64_t bytes) {
-  return bytes < 10 << 20 ? fmt::format("{:.1f} KiB", static_cast<double>(bytes) / 1024)
-                          : fmt::format("{:.1f} MiB", static_cast<double>(bytes) / 1048576);
 }
 
 std::string epoch_to_text(const EpochReport& report) {
@@ -82,17 +83,11 @@ std::string epoch_to_text(const EpochReport& report) {
       text +=
           fmt::format("  it went on where it had been cut: {} were there already\n", size_text(report.resumed_bytes));
   }
+  if (report.skipped_bytes != 0)
+    text += fmt::format("  {} of free space and swap were not read\n", size_text(report.skipped_bytes));
   if (!report.reason.empty()) text += "  because " + report.reason + "\n";
   if (!report.remedy.empty() && !report.point) text += "  " + report.remedy + "\n";
   return text;
-}
-
-Status save_disks(const StateDir& dir, const std::vector<std::string>& disks) {
-  const std::string name = dir.config().string();
-  const std::string text = TIDEMARK_TRY(read_text_file(dir.config()));
-  const std::string changed = TIDEMARK_TRY(with_key(text, name, "disks", disks));
-  TIDEMARK_TRY(parse_config(changed, name));
-  return write_file_atomically(dir.config(), changed, 0600);
 }
 
 // Absolute, with links kept for devices (/dev/disk/by-id stays what the user chose) and resolved for files.
@@ -144,13 +139,18 @@ Status do_enroll(const StateDir& dir, const EnrollCommand& command, bool json) {
 Status do_protect(const StateDir& dir, const ProtectCommand& command, bool json) {
   const Config config = TIDEMARK_TRY(enrolled_config(dir));
   std::vector<std::string> wanted = command.paths;
-  if (command.all) wanted = TIDEMARK_TRY(list_whole_disks({}));
-  std::vector<std::string> disks = config.disks;
+  std::vector<std::string> disks = config.disks, except = config.except_disks;
+  if (command.all) {
+    wanted = TIDEMARK_TRY(list_whole_disks({}));
+    std::erase_if(wanted, [&](const std::string& path) { return std::ranges::find(except, path) != except.end(); });
+  }
   for (const std::string& path : wanted) {
     const std::string normal = TIDEMARK_TRY(normal_path(path));
     TIDEMARK_TRY(open_source(normal));  // says what is wrong with it before anything is written
     if (std::find(disks.begin(), disks.end(), normal) == disks.end()) disks.push_back(normal);
+    std::erase(except, normal);
   }
+  const bool all = config.all_disks || command.all;
   // Disks that are on the list already may be away just now: their state is told by `status`.
   Json listed = Json::array();
   std::string text;
@@ -177,11 +177,14 @@ Status do_protect(const StateDir& dir, const ProtectCommand& command, bool json)
     }
     listed.push_back(std::move(disk));
   }
-  TIDEMARK_TRY(save_disks(dir, disks));
+  TIDEMARK_TRY(save_disks(dir.config(), {disks, all, except}));
   if (json) {
-    print(Json{{"disks", listed}});
+    print(Json{{"disks", listed}, {"all", all}, {"except", except}});
   } else {
     fmt::print("{}", text);
+    if (all)
+      fmt::print("and every disk that comes{}\n",
+                 except.empty() ? "" : fmt::format(", but {}", fmt::join(except, ", ")));
     if (StateLock::held(dir)) fmt::print("the running agent takes it up when it is started again\n");
   }
   return {};
@@ -189,7 +192,7 @@ Status do_protect(const StateDir& dir, const ProtectCommand& command, bool json)
 
 Status do_unprotect(const StateDir& dir, const std::vector<std::string>& paths, bool json) {
   const Config config = TIDEMARK_TRY(enrolled_config(dir));
-  std::vector<std::string> disks = config.disks;
+  std::vector<std::string> disks = config.disks, except = config.except_disks;
   for (const std::string& path : paths) {
     std::error_code error;
     const std::string absolute = std::filesystem::absolute(path, error).lexically_normal();
@@ -198,16 +201,17 @@ Status do_unprotect(const StateDir& dir, const std::vector<std::string>& paths, 
         std::find_if(disks.begin(), disks.end(), [&](const std::string& d) { return d == absolute || d == real; });
     if (found == disks.end())
       return fail(Code::not_found, path, "is not protected", "`tidemark-agent status` lists what is");
+    if (config.all_disks) except.push_back(*found);  // or it would come back
     disks.erase(found);
   }
-  TIDEMARK_TRY(save_disks(dir, disks));
+  TIDEMARK_TRY(save_disks(dir.config(), {disks, config.all_disks, except}));
   const auto names = disk_names(disks);
   Json listed = Json::array();
   for (std::size_t i = 0; i < disks.size(); ++i) {
     listed.push_back(Json{{"path", disks[i]}, {"name", names[i]}});
     if (!json) fmt::print("{}\n", disks[i]);
   }
-  if (json) print(Json{{"disks", listed}});
+  if (json) print(Json{{"disks", listed}, {"all", config.all_disks}, {"except", except}});
   return {};
 }
 
@@ -215,7 +219,10 @@ Result<bool> do_sync(const StateDir& dir, const SyncCommand& command, bool json,
   Config config = TIDEMARK_TRY(enrolled_config(dir));
   const StateLock lock = TIDEMARK_TRY(StateLock::take(dir));
   if (command.no_freeze) config.freeze = false;
-  if (command.rate_limit_mib_s > 0) config.rate_limit_mib_s = command.rate_limit_mib_s;
+  if (command.rate_limit_mib_s > 0) {
+    config.rate_limit_mib_s = command.rate_limit_mib_s;
+    config.rate_schedule.clear();
+  }
   RunOptions options;
   options.once = true;
   options.want_point = command.consistency == "point";
@@ -259,6 +266,7 @@ Status do_status(const StateDir& dir, bool json) {
   if (!running) {
     report.pid = 0;
     report.connected = false;
+    report.rate_cap.reset();
     report.rate_bytes_per_second = 0;
     if (report.state != State::stopped) {
       // It did not end in order, or left with something to say: the cause stays.
@@ -280,14 +288,50 @@ Status do_status(const StateDir& dir, bool json) {
   return {};
 }
 
+namespace {
+
+// What a killed agent left standing still goes on, by the hooks that the configuration names.
+Result<std::optional<std::vector<std::string>>> let_applications_go(const StateDir& dir) {
+  if (!anything_held(dir.path())) return std::optional<std::vector<std::string>>{};
+  const Config config = TIDEMARK_TRY(load_config(dir.config()));
+  const MachineId machine = TIDEMARK_TRY(dir.machine());
+  return release_leftovers(
+      HookSettings{config.hooks, dir.path(), config.hook_limit, config.hold_limit, machine.to_string(), config.name});
+}
+
+}  // namespace
+
 Status do_thaw(const StateDir& dir, bool json) {
   const StateLock lock = TIDEMARK_TRY(StateLock::take(dir));
   const auto thawed = TIDEMARK_TRY(thaw_leftovers(dir.path()));
+  // What was thawed counts, whatever becomes of the hooks.
+  const auto released = let_applications_go(dir);
+  const bool held = released && released->has_value();
   if (json) {
-    print(Json{{"thawed", thawed}});
+    print(
+        Json{{"thawed", thawed}, {"released", held}, {"hooks_failed", held ? **released : std::vector<std::string>{}}});
   } else {
     for (const std::string& place : thawed) fmt::print("thawed {}\n", place);
     if (thawed.empty()) fmt::print("nothing was left frozen\n");
+    if (held) fmt::print("the post-cut hooks were run, for applications that were left standing still\n");
+    if (held) {
+      for (const std::string& failure : **released) fmt::print("failed: {}\n", failure);
+    }
+  }
+  return released ? Status() : std::unexpected(released.error());
+}
+
+Status do_untrack(const StateDir& dir, bool json) {
+  const StateLock lock = TIDEMARK_TRY(StateLock::take(dir));
+  const auto config = TIDEMARK_TRY(load_config(dir.config()));
+  const auto pins = pins_of(config, TIDEMARK_TRY(dir.machine()));
+  std::error_code error;
+  const bool tracked = std::filesystem::exists(pins, error);
+  TIDEMARK_TRY(KernelMarks::unpin(pins));
+  if (json) {
+    print(Json{{"untracked", tracked}});
+  } else {
+    fmt::print("{}\n", tracked ? "the kernel tracks this machine's disks no more" : "nothing was tracked");
   }
   return {};
 }

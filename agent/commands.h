@@ -32,7 +32,16 @@ struct SyncCommand {
 // The value: whether what was asked for was reached.
 Result<bool> do_sync(const StateDir& dir, const SyncCommand& command, bool json, std::stop_token stop);
 Status do_run(const StateDir& dir, std::stop_token stop);
+
+struct PointCommand {
+  bool application = false;
+  bool final = false;
+  double timeout_s = 60;
+};
+// The value: whether the point is what was asked for.
+Result<bool> do_point(const StateDir& dir, const PointCommand& command, bool json, std::stop_token stop);
 Status do_status(const StateDir& dir, bool json);
 Status do_thaw(const StateDir& dir, bool json);
+Status do_untrack(const StateDir& dir, bool json);  // nothing of this machine stays in the kernel
 
 }  // namespace tidemark::agent

@@ -13,6 +13,8 @@
 namespace tidemark::agent {
 namespace {
 
+constexpr std::size_t kRateWindowsMax = 32;
+
 class Reader {
  public:
   Reader(const toml::table& table, const std::string& name) : table_(table), name_(name) {}
@@ -37,6 +39,39 @@ class Reader {
     value = node->value<double>().value_or(0);
     if (!(value >= low && value <= high)) return bad(key, *node, fmt::format("must be from {} to {}", low, high));
     return {};
+  }
+
+  bool is_auto(const char* key) {
+    const auto text = table_[key].value_exact<std::string>();
+    if (text == "auto") known_.insert(key);
+    return text == "auto";
+  }
+
+  // What must be there.
+  template <typename T>
+  Status require(const char* key, T& value, const char* type) {
+    TIDEMARK_TRY(read(key, value, type));
+    if (table_.get(key) == nullptr) return missing(key, type);
+    return {};
+  }
+  std::unexpected<Error> missing(const char* key, const char* type) const {
+    return bad(key, table_, std::string("is missing: it must be ") + type);
+  }
+
+  // The tables of [[key]].
+  Result<std::vector<const toml::table*>> read_tables(const char* key, std::size_t count_max) {
+    known_.insert(key);
+    std::vector<const toml::table*> tables;
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) return tables;
+    const toml::array* array = node->as_array();
+    if (array == nullptr || array->size() > count_max)
+      return bad(key, *node, fmt::format("must be at most {} tables [[{}]]", count_max, key));
+    for (const toml::node& element : *array) {
+      if (!element.is_table()) return bad(key, element, fmt::format("must be tables [[{}]]", key));
+      tables.push_back(element.as_table());
+    }
+    return tables;
   }
 
   Status read_list(const char* key, std::vector<std::string>& value) {
@@ -135,6 +170,30 @@ Result<std::string> replace_value(std::string_view text, const std::string& name
   return changed;
 }
 
+// One of [[rate_schedule]].
+Result<RateWindow> parse_window(const toml::table& table, const std::string& name) {
+  Reader reader(table, name);
+  std::string from, to, days = "daily";
+  double limit = 0;
+  TIDEMARK_TRY(reader.require("from", from, "a text, HH:MM"));
+  TIDEMARK_TRY(reader.require("to", to, "a text, HH:MM"));
+  TIDEMARK_TRY(reader.read("days", days, "a text, as mon-fri"));
+  TIDEMARK_TRY(reader.read_number("limit_mib_s", limit, 0, 1e6));
+  TIDEMARK_TRY(reader.no_other_keys());
+  if (table.get("limit_mib_s") == nullptr) return reader.missing("limit_mib_s", "a number, 0 for no limit");
+  const auto bad = [&](const char* key, const Error& error) {
+    return reader.bad(key, fmt::format("\"{}\" {}: {}", error.object, error.what, error.remedy));
+  };
+  const auto begin = parse_time_of_day(from, false);
+  if (!begin) return bad("from", begin.error());
+  const auto end = parse_time_of_day(to, true);
+  if (!end) return bad("to", end.error());
+  if (*begin == *end) return reader.bad("to", "is the same as from: for a whole day write 00:00 to 24:00");
+  const auto on = parse_days(days);
+  if (!on) return bad("days", on.error());
+  return RateWindow{*begin, *end, *on, limit};
+}
+
 }  // namespace
 
 Status check_address(const std::string& address) {
@@ -159,22 +218,52 @@ Result<Config> parse_config(std::string_view text, const std::string& name) {
   const toml::table table = TIDEMARK_TRY(parse_toml(text, name));
   Reader reader(table, name);
   Config config;
-  double interval_s = 10, freeze_limit_s = 10, zstd_level = 1;
+  double interval_s = 0, freeze_limit_s = 10, zstd_level = -1, audit_days = 7, hook_limit_s = 30, hold_limit_s = 60;
+  double application_points_every_s = 0;
   TIDEMARK_TRY(reader.read("server", config.server, "a text, HOST:PORT"));
   TIDEMARK_TRY(reader.read("name", config.name, "a text"));
   TIDEMARK_TRY(reader.read_list("disks", config.disks));
+  TIDEMARK_TRY(reader.read("all_disks", config.all_disks, "true or false"));
+  TIDEMARK_TRY(reader.read_list("except_disks", config.except_disks));
   TIDEMARK_TRY(reader.read_number("interval_s", interval_s, 0.1, 86400));
+  std::string tracking = "auto";
+  TIDEMARK_TRY(reader.read("tracking", tracking, "auto, ebpf or digests"));
+  TIDEMARK_TRY(reader.read("bpffs", config.bpffs, "a text, a folder"));
   TIDEMARK_TRY(reader.read("freeze", config.freeze, "true or false"));
   TIDEMARK_TRY(reader.read_number("freeze_limit_s", freeze_limit_s, 0.1, 60));
-  TIDEMARK_TRY(reader.read_number("zstd_level", zstd_level, 0, 19));
+  TIDEMARK_TRY(reader.read("hooks", config.hooks, "a text, a folder"));
+  TIDEMARK_TRY(reader.read_number("hook_limit_s", hook_limit_s, 0.1, 3600));
+  TIDEMARK_TRY(reader.read_number("hold_limit_s", hold_limit_s, 0.1, 3600));
+  TIDEMARK_TRY(reader.read_number("application_points_every_s", application_points_every_s, 0, 31 * 86400));
+  if (!reader.is_auto("zstd_level")) TIDEMARK_TRY(reader.read_number("zstd_level", zstd_level, 0, 19));
+  TIDEMARK_TRY(reader.read("skip_free_space", config.skip_free_space, "true or false"));
   TIDEMARK_TRY(reader.read_number("rate_limit_mib_s", config.rate_limit_mib_s, 0, 1e6));
+  for (const toml::table* window : TIDEMARK_TRY(reader.read_tables("rate_schedule", kRateWindowsMax)))
+    config.rate_schedule.push_back(TIDEMARK_TRY(parse_window(*window, name)));
+  TIDEMARK_TRY(reader.read_number("audit_days", audit_days, 0, 365));
   TIDEMARK_TRY(reader.read("fingerprint_override", config.fingerprint_override, "a text"));
   TIDEMARK_TRY(reader.read("log_level", config.log_level, "a text"));
   TIDEMARK_TRY(reader.no_other_keys());
-  config.interval = std::chrono::milliseconds(static_cast<std::int64_t>(interval_s * 1000));
-  config.freeze_limit = std::chrono::milliseconds(static_cast<std::int64_t>(freeze_limit_s * 1000));
-  config.zstd_level = static_cast<int>(zstd_level);
+  const auto milliseconds = [](double seconds) {
+    return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+  };
+  config.interval = milliseconds(interval_s);
+  config.freeze_limit = milliseconds(freeze_limit_s);
+  config.hook_limit = milliseconds(hook_limit_s);
+  config.hold_limit = milliseconds(hold_limit_s);
+  config.application_points_every = milliseconds(application_points_every_s);
+  if (zstd_level >= 0) config.zstd_level = static_cast<int>(zstd_level);
+  config.audit_period = milliseconds(audit_days * 86'400);
 
+  if (tracking == "ebpf") {
+    config.tracking = Tracking::ebpf;
+  } else if (tracking == "digests") {
+    config.tracking = Tracking::digests;
+  } else if (tracking != "auto") {
+    return reader.bad("tracking", "must be auto, ebpf or digests");
+  }
+  if (!config.hooks.starts_with('/')) return reader.bad("hooks", "must be an absolute path");
+  if (!config.bpffs.starts_with('/')) return reader.bad("bpffs", "must be an absolute path");
   if (!config.server.empty()) {
     if (const auto fits = check_address(config.server); !fits)
       return reader.bad("server", fits.error().what + ": " + config.server);
@@ -190,6 +279,9 @@ Result<Config> parse_config(std::string_view text, const std::string& name) {
   for (const std::string& disk : config.disks) {
     if (!disk.starts_with('/')) return reader.bad("disks", "must be absolute paths, not \"" + disk + "\"");
     if (!seen.insert(disk).second) return reader.bad("disks", "has " + disk + " twice");
+  }
+  for (const std::string& disk : config.except_disks) {
+    if (!disk.starts_with('/')) return reader.bad("except_disks", "must be absolute paths, not \"" + disk + "\"");
   }
   if (!std::set<std::string>{"debug", "info", "warn", "error", "off"}.contains(config.log_level)) {
     return reader.bad("log_level", "must be debug, info, warn, error or off");
@@ -207,6 +299,10 @@ Result<Config> load_config(const std::filesystem::path& path) {
   return parse_config(*text, path.string());
 }
 
+Result<std::string> with_key(std::string_view text, const std::string& name, const std::string& key, bool value) {
+  return replace_value(text, name, key, value ? "true" : "false");
+}
+
 Result<std::string> with_key(std::string_view text, const std::string& name, const std::string& key,
                              const std::string& value) {
   return replace_value(text, name, key, quoted(value));
@@ -217,6 +313,17 @@ Result<std::string> with_key(std::string_view text, const std::string& name, con
   std::string list = "[";
   for (std::size_t i = 0; i < value.size(); ++i) list += (i == 0 ? "" : ", ") + quoted(value[i]);
   return replace_value(text, name, key, list + "]");
+}
+
+Status save_disks(const std::filesystem::path& path, const ProtectedDisks& disks) {
+  const std::string name = path.string();
+  std::string text = TIDEMARK_TRY(read_text_file(path));
+  const Config before = TIDEMARK_TRY(parse_config(text, name));
+  if (disks.except != before.except_disks) text = TIDEMARK_TRY(with_key(text, name, "except_disks", disks.except));
+  if (disks.all != before.all_disks) text = TIDEMARK_TRY(with_key(text, name, "all_disks", disks.all));
+  text = TIDEMARK_TRY(with_key(text, name, "disks", disks.disks));
+  TIDEMARK_TRY(parse_config(text, name));
+  return write_file_atomically(path, text, 0600);
 }
 
 }  // namespace tidemark::agent

@@ -42,6 +42,7 @@ std::string_view to_string(Consistency consistency) {
     case Consistency::fuzzy: return "fuzzy";
     case Consistency::crash: return "crash";
     case Consistency::filesystem: return "filesystem";
+    case Consistency::application: return "application";
   }
   return "unknown";
 }

@@ -14,7 +14,8 @@
 namespace tidemark::agent {
 
 // The numbers are those of the protocol (wire/tidemark.proto).
-enum class Consistency : std::uint8_t { fuzzy = 1, crash = 2, filesystem = 3 };
+// `application` is what the hooks of agent/quiesce.h make of a point: decide() never gives it.
+enum class Consistency : std::uint8_t { fuzzy = 1, crash = 2, filesystem = 3, application = 4 };
 std::string_view to_string(Consistency consistency);
 
 // What is known of one disk over the interval.

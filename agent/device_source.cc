@@ -19,6 +19,7 @@
 
 #include "agent/block_device.h"
 #include "agent/file_descriptor.h"
+#include "agent/free_space.h"
 #include "agent/mounts.h"
 #include "agent/reading.h"
 
@@ -84,8 +85,8 @@ class DeviceWitness final : public Witness {
       evidence.unchanged = false;
       evidence.detail = "its backing file " + facts_.backing_file + " was written to";
     }
-    for (const dev_t swap : swap_devices(os_)) {
-      if (!evidence.unchanged && facts_.tree.contains(swap)) evidence.detail = "there is swap space on it";
+    for (const Swap& swap : read_swaps(os_)) {
+      if (!evidence.unchanged && facts_.tree.contains(swap.device)) evidence.detail = "there is swap space on it";
     }
     return evidence;
   }
@@ -164,6 +165,11 @@ class DeviceSource final : public BlockSource {
     // Partitions and holders come and go.
     facts_ = TIDEMARK_TRY(describe_block_device(os_, facts_.device, path_));
     return std::make_unique<DeviceWitness>(os_, path_, facts_, fd_.get());
+  }
+
+  std::vector<DataRange> unused() override {
+    const auto facts = describe_block_device(os_, facts_.device, path_);
+    return facts ? unused_space(os_, *facts, size_) : std::vector<DataRange>{};
   }
 
   Result<std::vector<std::string>> writable_mounts() override {

@@ -1,8 +1,10 @@
 // One epoch from its plan to its Durable. Reading stands in engine_read.cc.
 #include "agent/engine.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -26,14 +28,22 @@ auto find_identity(const Disks& disks, const std::string& identity) {
 }  // namespace
 
 Engine::Engine(Options options, SourceSet& sources, MemoryKeeper& keeper, Tracker& tracker, StatusBoard& board,
-               const Clock& clock, std::stop_token stop)
+               Pace& pace, const Clock& clock, std::stop_token stop)
     : options_(std::move(options)),
       sources_(sources),
       keeper_(keeper),
       tracker_(tracker),
       board_(board),
+      pace_(pace),
+      compression_(options_.zstd_level),
       clock_(clock),
-      stop_(std::move(stop)) {}
+      stop_(std::move(stop)),
+      generation_(sources.generation()),
+      skipped_(options_.state_dir / "unread") {
+  if (tracker_.exact()) readers_ = std::make_unique<ReadPool>();
+  if (auto loaded = skipped_.load(); !loaded && loaded.error().code != Code::not_found)
+    spdlog::warn("it is not known which free space was not read error=\"{}\"", loaded.error().message());
+}
 
 std::unexpected<Error> Engine::source_failed(Error error) {
   // What became of the disk says more than the read that failed.
@@ -53,21 +63,23 @@ std::optional<EpochReport> Engine::settle_doubt() {
   auto report = std::exchange(in_doubt_, std::nullopt);
   const Memory memory = keeper_.get();
   if (memory.durable && memory.durable->number == report->epoch) {
-    tracker_.durable();
+    tracker_.durable(report->epoch);
     return report;
   }
   tracker_.failed();
   return std::nullopt;
 }
 
-Result<EpochReport> Engine::sync(Link& link, bool freeze) {
+Result<EpochReport> Engine::sync(Link& link, const Wish& wish) {
   fault_ = Fault::link;
+  post_failures_.clear();
   if (auto report = settle_doubt()) return *report;
   Pass pass;
+  pass.report.wish = wish;
   const auto start = clock_.monotonic();
   Result<EpochReport> report = std::unexpected(Error{});
   if (auto prepared = prepare(link, pass); prepared) {
-    report = transfer(link, pass, freeze);
+    report = transfer(link, pass);
   } else {
     report = std::unexpected(std::move(prepared).error());
   }
@@ -79,6 +91,8 @@ Result<EpochReport> Engine::sync(Link& link, bool freeze) {
     return report;
   }
   report->seconds = seconds_since(clock_, start);
+  link.sent_again(pass.wanted);
+  remember_skips(pass);
   if (pass.kind == pb::INITIAL) initial_.reset();
   return report;
 }
@@ -88,6 +102,10 @@ Status Engine::prepare(Link& link, Pass& pass) {
   if (auto opened = sources_.refresh(); !opened) {
     fault_ = Fault::source;
     return opened;
+  }
+  if (tracker_.exact() && generation_ != sources_.generation()) {
+    fault_ = Fault::changed;
+    return fail(Code::invalid_argument, "disks", "others than the tracking of writes began with", "it begins anew");
   }
   const SessionView before = link.view();
   if (before.resumable) {
@@ -112,11 +130,28 @@ Status Engine::prepare(Link& link, Pass& pass) {
   TIDEMARK_TRY(open_disks(link, pass));
   choose_kind(link.view(), pass);
   plan_comparison(before, pass);
-  std::vector<std::uint64_t> sizes;
-  for (const KnownDisk& disk : pass.disks) sizes.push_back(disk.size);
-  pass.suspects = TIDEMARK_TRY(tracker_.begin_round(sizes));
-  if (pass.kind != pb::DELTA) pass.suspects = {true, "the server's copy has no known base", {}};
+  pass.suspects = TIDEMARK_TRY(tracker_.begin_round({pass.base, pass.number, pass.kind != pb::DELTA, pass.resumed}));
+  if (tracker_.exact() && pass.suspects.everything) spdlog::info("everything is read why=\"{}\"", pass.suspects.why);
+  force_wanted(link, pass);
   return {};
+}
+
+// What the server lost is part of this epoch, whatever trackers and digests say.
+void Engine::force_wanted(Link& link, Pass& pass) {
+  pass.wanted = link.wanted();
+  pass.forced.assign(pass.disks.size(), {});
+  std::uint64_t granules = 0;
+  for (const pb::Resend::Range& range : pass.wanted) {
+    for (std::size_t i = 0; i < pass.disks.size(); ++i) {
+      const std::uint64_t end = (pass.disks[i].size + limits::kGranuleSize - 1) / limits::kGranuleSize;
+      if (pass.disks[i].disk.value() != range.disk() || range.first_granule() >= end) continue;
+      const GranuleRange forced{range.first_granule(), std::min(range.granules(), end - range.first_granule())};
+      pass.forced[i].push_back(forced);
+      tracker_.want(i, forced);
+      granules += forced.count;
+    }
+  }
+  if (granules != 0) spdlog::warn("the server lost data: it is sent again bytes={}", granules * limits::kGranuleSize);
 }
 
 Status Engine::open_disks(Link& link, Pass& pass) {
@@ -240,7 +275,7 @@ Decision Engine::judge(Pass& pass) {
   return decision;
 }
 
-Result<EpochReport> Engine::transfer(Link& link, Pass& pass, bool freeze) {
+Result<EpochReport> Engine::transfer(Link& link, Pass& pass) {
   pass.report.kind = pass.kind;
   pass.report.resumed = pass.resumed;
   const bool first_point = keeper_.get().newest_point.value() == 0;
@@ -255,50 +290,96 @@ Result<EpochReport> Engine::transfer(Link& link, Pass& pass, bool freeze) {
     feed.emplace(link, pass.base, spans);
   }
   const std::uint64_t sent_before = link.bytes_sent();
-  EpochSender sender(link, options_.machine, options_.zstd_level, [&]() -> Result<EpochNumber> {
+  EpochSender sender(link, options_.machine, pace_, compression_, [&]() -> Result<EpochNumber> {
     if (auto begun = begin(link, pass); !begun) return std::unexpected(begun.error());
     return pass.number;
   });
-  auto report = read_and_commit(link, pass, freeze, feed ? &*feed : nullptr, sender);
+  auto report = read_and_commit(link, pass, feed ? &*feed : nullptr, sender);
   if (sent_.number != pass.number) sent_ = {pass.number, 0};
   sent_.bytes += link.bytes_sent() - sent_before;
   if (report) report->sent_bytes = sent_.bytes;
   return report;
 }
 
-Result<EpochReport> Engine::read_and_commit(Link& link, Pass& pass, bool freeze, DigestFeed* feed,
-                                            EpochSender& sender) {
-  auto frozen_from = clock_.monotonic();
-  if (freeze && pass.kind != pb::INITIAL) {
-    if (feed) TIDEMARK_TRY(feed->prefetch());
-    std::vector<std::string> places;
-    for (std::size_t i = 0; i < sources_.size(); ++i) {
-      auto mounts = sources_[i].writable_mounts();
-      if (!mounts) return source_failed(mounts.error());
-      for (std::string& place : *mounts) {
-        if (std::find(places.begin(), places.end(), place) == places.end()) places.push_back(std::move(place));
-      }
-    }
-    frozen_from = clock_.monotonic();
-    auto frozen = places.empty() ? Result<std::unique_ptr<Freeze>>(nullptr)
-                                 : Freeze::start(places, options_.freeze_limit, options_.state_dir);
-    if (frozen) {
-      pass.freeze = std::move(*frozen);
-    } else {
-      pass.freeze_failure = "no freeze: " + frozen.error().message();
+// Of all protected disks, each once.
+Result<std::vector<std::string>> Engine::writable_mounts() {
+  std::vector<std::string> places;
+  for (std::size_t i = 0; i < sources_.size(); ++i) {
+    auto mounts = sources_[i].writable_mounts();
+    if (!mounts) return source_failed(mounts.error());
+    for (std::string& place : *mounts) {
+      if (std::find(places.begin(), places.end(), place) == places.end()) places.push_back(std::move(place));
     }
   }
+  return places;
+}
+
+// The file systems on the protected disks stand still from here on, or freeze_failure tells why not.
+Status Engine::freeze_all(Pass& pass) {
+  const std::vector<std::string> places = TIDEMARK_TRY(writable_mounts());
+  auto frozen = places.empty() ? Result<std::unique_ptr<Freeze>>(nullptr)
+                               : Freeze::start(places, options_.freeze_limit, options_.state_dir);
+  if (frozen) {
+    pass.freeze = std::move(*frozen);
+  } else {
+    pass.freeze_failure = "no freeze: " + frozen.error().message();
+  }
+  return {};
+}
+
+// The applications stand still from here on, or hooks_failure tells why not. What they wrote is on the disks.
+Status Engine::hold_applications(Pass& pass) {
+  pass.report.hooks_ran = true;
+  pass.hold = std::make_unique<Quiesce>(options_.hooks, pass.number, stop_);
+  if (!pass.hold->failure().empty()) {
+    pass.report.hooks_failure = pass.hold->failure();
+    let_go(pass);
+    return {};
+  }
+  for (const std::string& place : TIDEMARK_TRY(writable_mounts())) {
+    const FileDescriptor folder(::open(place.c_str(), O_RDONLY | O_CLOEXEC));
+    if (folder && ::syncfs(folder.get()) == 0) continue;
+    pass.report.hooks_failure = place + ": what the applications wrote could not be flushed";
+    let_go(pass);
+    return {};
+  }
+  return {};
+}
+
+// The applications go on. True: they stood still until now.
+bool Engine::let_go(Pass& pass) {
+  const std::unique_ptr<Quiesce> hold = std::move(pass.hold);
+  if (!hold) return false;
+  const bool held = hold->release();
+  if (!held && pass.report.hooks_failure.empty())
+    pass.report.hooks_failure = fmt::format("the applications were to stand still for longer than {:g} s",
+                                            std::chrono::duration<double>(options_.hooks.hold_limit).count());
+  post_failures_ = hold->post_failures();
+  pass.report.held_seconds = hold->held_seconds();
+  return held;
+}
+
+// Without tracking: everything is read, and what became of the disks meanwhile decides.
+Result<Decision> Engine::read_compared(Link& link, Pass& pass, DigestFeed* feed, EpochSender& sender) {
+  const Wish& wish = pass.report.wish;
+  const bool stand_still = pass.kind != pb::INITIAL;  // not for as long as that takes
+  if (feed && stand_still && (wish.freeze || wish.application)) TIDEMARK_TRY(feed->prefetch());
+  if (wish.application && stand_still) TIDEMARK_TRY(hold_applications(pass));
+  const auto frozen_from = clock_.monotonic();
+  if (wish.freeze && stand_still) TIDEMARK_TRY(freeze_all(pass));
   TIDEMARK_TRY(watch(pass));
-  const auto read_from = clock_.monotonic();
   TIDEMARK_TRY(read_disks(link, pass, feed, sender));
   if (auto checked = sources_.check(); !checked) return source_failed(checked.error());
-  const auto hits = TIDEMARK_TRY(tracker_.end_round());
   Decision decision = judge(pass);
   if (pass.freeze) pass.report.frozen_seconds = seconds_since(clock_, frozen_from);
-  if (hits && decision.consistency == Consistency::fuzzy && !pass.unproven &&
-      std::all_of(hits->begin(), hits->end(), [](const auto& disk) { return disk.empty(); })) {
-    decision = {Consistency::crash, {}, {}, false};  // the tracker saw every write, and none touched what was read
-  }
+  if (let_go(pass) && decision.consistency != Consistency::fuzzy) decision.consistency = Consistency::application;
+  return decision;
+}
+
+Result<EpochReport> Engine::read_and_commit(Link& link, Pass& pass, DigestFeed* feed, EpochSender& sender) {
+  const auto read_from = clock_.monotonic();
+  const Decision decision =
+      TIDEMARK_TRY(tracker_.exact() ? read_cuts(link, pass, feed, sender) : read_compared(link, pass, feed, sender));
   TIDEMARK_TRY(sender.finish());
   if (pass.kind != pb::INITIAL && pass.suspects.everything) {
     compare_rate_ = static_cast<double>(sources_.total_bytes()) / std::max(1e-3, seconds_since(clock_, read_from));
@@ -312,12 +393,16 @@ Result<EpochReport> Engine::read_and_commit(Link& link, Pass& pass, bool freeze,
 Result<EpochReport> Engine::conclude(Link& link, Pass& pass, const Decision& decision) {
   EpochReport& report = pass.report;
   const bool point = decision.consistency != Consistency::fuzzy;
+  // All of every disk was compared or sent: more than an audit proves.
+  const bool proves_all = point && pass.suspects.everything;
   report.consistency = decision.consistency;
   report.reason = decision.reason;
   report.remedy = decision.remedy;
   report.freeze_would_help = decision.freeze_would_help;
   report.point = point;
-  if (!pass.begun && !pass.must_commit) {
+  // Whoever asked for a point wants one of that moment, and of that name.
+  const bool own_epoch = point && (report.wish.own_epoch || decision.consistency == Consistency::application);
+  if (!pass.begun && !pass.must_commit && !own_epoch) {
     const Memory memory = keeper_.get();
     const bool base_is_point =
         memory.durable && memory.durable->number == pass.base && memory.durable->consistency != Consistency::fuzzy;
@@ -332,23 +417,30 @@ Result<EpochReport> Engine::conclude(Link& link, Pass& pass, const Decision& dec
         m.boot_id = options_.boot_id;
         m.alarm.clear();
         m.alarm_us = 0;
+        if (proves_all) m.audit.proven_us = std::max(m.audit.proven_us, report.cut_us);
       }));
-      tracker_.durable();
+      tracker_.durable(pass.base);
       return report;
     }
     // Nothing differs, but nothing is proven either: no new epoch would say more than the one there is.
     if (!point) return report;
   }
   TIDEMARK_TRY(begin(link, pass));
+  tracker_.sent(pass.number);
   TIDEMARK_TRY(link.commit_epoch(pass.number, report.cut_us, decision.consistency, pass.disks));
-  tracker_.sent();
   pass.begun = false;  // nothing to abort any more
   report.epoch = pass.number;
   report.committed = true;
   in_doubt_ = report;
-  TIDEMARK_TRY(link.wait_durable(pass.number));
+  {
+    const Pace::Timer timer(pace_, Stage::server);
+    TIDEMARK_TRY(link.wait_durable(pass.number));
+  }
   in_doubt_.reset();
-  tracker_.durable();
+  tracker_.durable(pass.number);
+  if (proves_all) {
+    TIDEMARK_TRY(keeper_.change([&](Memory& m) { m.audit.proven_us = std::max(m.audit.proven_us, report.cut_us); }));
+  }
   return report;
 }
 
@@ -357,6 +449,7 @@ void Engine::give_up(Link& link, Pass& pass, const Error& why) {
   if (pass.freeze) {
     if (auto thawed = pass.freeze->thaw(); !thawed) spdlog::error("thaw failed error=\"{}\"", thawed.error().message());
   }
+  let_go(pass);
   const bool resumable = pass.kind == pb::INITIAL && (fault_ == Fault::link || fault_ == Fault::stopped);
   if (resumable && !pass.witnesses.empty()) {
     // The witnesses go on watching until the initial sync does.

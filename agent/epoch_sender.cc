@@ -23,9 +23,14 @@ bool same(std::span<const std::byte> expected, const Sha256& digest) {
 
 }  // namespace
 
-EpochSender::EpochSender(Link& link, const MachineId& machine, int zstd_level,
+EpochSender::EpochSender(Link& link, const MachineId& machine, Pace& pace, CompressionLevel& compression,
                          std::function<Result<EpochNumber>()> begin)
-    : link_(link), begin_(std::move(begin)), encoder_(machine, zstd_level), payload_target_(link.payload_target()) {
+    : link_(link),
+      pace_(pace),
+      compression_(compression),
+      begin_(std::move(begin)),
+      encoder_(machine, compression.level()),
+      payload_target_(link.payload_target()) {
   for (std::size_t i = 0; i < kPieces; ++i) free_.push_back(std::make_unique<AlignedBuffer>(kPieceSize));
   thread_ = std::thread([this] { work(); });
 }
@@ -75,7 +80,7 @@ void EpochSender::work() {
       Piece piece = std::move(queue_.front());
       queue_.pop_front();
       lock.unlock();
-      Status handled = handle(piece);
+      Status handled = handle_timed(piece);
       lock.lock();
       if (piece.buffer) free_.push_back(std::move(piece.buffer));
       if (!handled) failure_ = std::move(handled);
@@ -91,7 +96,36 @@ void EpochSender::work() {
   }
 }
 
+Status EpochSender::handle_timed(Piece& piece) {
+  const auto from = std::chrono::steady_clock::now();
+  blocked_ = std::chrono::nanoseconds(0);
+  Status handled = handle(piece);
+  const auto busy = std::chrono::steady_clock::now() - from - blocked_;
+  pace_.add(Stage::cpu, busy);
+  const int before = compression_.level();
+  compression_.account(piece.buffer ? piece.size : 0, busy, blocked_);
+  if (compression_.level() != before) encoder_.set_level(compression_.level());
+  return handled;
+}
+
+Status EpochSender::handle_parts(const Piece& piece) {
+  std::size_t in_buffer = 0;
+  for (const Piece::Part& part : piece.parts) {
+    for (std::uint64_t at = part.offset; at < part.offset + part.size;) {
+      const std::uint64_t next = std::min(part.offset + part.size, round_down(at, kChunk) + kChunk);
+      const auto plain = piece.buffer->span().subspan(in_buffer, next - at);
+      const std::uint64_t granule = at / limits::kGranuleSize;
+      TIDEMARK_TRY(wire::all_zero(plain) ? add_zeroes(piece.disk, granule, plain.size() / limits::kGranuleSize)
+                                         : add(piece.disk, granule, plain));
+      in_buffer += plain.size();
+      at = next;
+    }
+  }
+  return {};
+}
+
 Status EpochSender::handle(Piece& piece) {
+  if (!piece.parts.empty()) return handle_parts(piece);
   const std::uint64_t end = piece.offset + piece.size;
   if (!piece.compare && !piece.buffer) {
     return add_zeroes(piece.disk, piece.offset / limits::kGranuleSize, piece.size / limits::kGranuleSize);
@@ -152,7 +186,10 @@ Status EpochSender::add_zeroes(DiskId disk, std::uint64_t granule, std::uint64_t
 Status EpochSender::flush() {
   if (encoder_.payload().empty() || !disk_) return {};
   const wire::BlocksSummary summary = encoder_.summary();
-  return link_.send_blocks(*disk_, encoder_.take(), summary);
+  const auto from = std::chrono::steady_clock::now();
+  Status sent = link_.send_blocks(*disk_, encoder_.take(), summary);
+  blocked_ += std::chrono::steady_clock::now() - from;
+  return sent;
 }
 
 }  // namespace tidemark::agent

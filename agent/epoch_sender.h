@@ -5,6 +5,7 @@
 // Memory: kPieces buffers of kPieceSize, and one payload. push() blocks while all buffers are on their way.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "agent/link.h"
+#include "agent/pace.h"
 #include "base/aligned_buffer.h"
 #include "base/ids.h"
 #include "base/status.h"
@@ -33,6 +35,12 @@ struct Piece {
   std::unique_ptr<AlignedBuffer> buffer;  // its bytes; none: it reads as zeroes
   bool compare = false;                   // send only the chunks whose digest is not the one below
   std::vector<std::byte> digests;         // 32 bytes for each chunk, from `offset` on; fewer: the rest is sent
+  // In place of one stretch: several, one behind the other in the buffer, ascending. Sent as they are.
+  struct Part {
+    std::uint64_t offset = 0;
+    std::uint64_t size = 0;
+  };
+  std::vector<Part> parts;
 };
 
 class EpochSender {
@@ -41,7 +49,9 @@ class EpochSender {
   static constexpr std::size_t kPieces = 8;
 
   // `begin` is called once, on the sender's thread, before the first block: it begins the epoch.
-  EpochSender(Link& link, const MachineId& machine, int zstd_level, std::function<Result<EpochNumber>()> begin);
+  // `pace` and `compression` outlive the sender; they hear of the time that its thread takes.
+  EpochSender(Link& link, const MachineId& machine, Pace& pace, CompressionLevel& compression,
+              std::function<Result<EpochNumber>()> begin);
   ~EpochSender();
 
   // A free buffer; waits for one. Fails with what went wrong on the sender's thread.
@@ -57,13 +67,18 @@ class EpochSender {
 
  private:
   void work();
+  Status handle_timed(Piece& piece);
   Status handle(Piece& piece);
+  Status handle_parts(const Piece& piece);
   Status add(DiskId disk, std::uint64_t granule, std::span<const std::byte> plain);
   Status add_zeroes(DiskId disk, std::uint64_t granule, std::uint64_t granules);
   Status make_ready(DiskId disk);
   Status flush();
 
   Link& link_;
+  Pace& pace_;
+  CompressionLevel& compression_;
+  std::chrono::nanoseconds blocked_{0};  // of the piece at hand, by the link
   std::function<Result<EpochNumber>()> begin_;
   wire::BlockEncoder encoder_;
   std::size_t payload_target_;

@@ -17,6 +17,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "net/connect.h"
 #include "net/tls_stream.h"
@@ -170,6 +171,7 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
   void on_handshake(const net::Peer&) override {
     session.emplace(options.machine, *this, clock, keeper.get().session);
     last_received = last_sent = std::chrono::steady_clock::now();
+    ask_rate_limit();
     session->start(options.hello);
     tick();
   }
@@ -257,6 +259,11 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
     paused_until = std::chrono::steady_clock::now() + pause;  // the newest word counts; on_read pumps
     if (options.on_throttle) options.on_throttle(pause, reason);
   }
+  void on_resend(const pb::Resend& message) override {
+    const std::lock_guard lock(mutex);
+    resend.assign(message.ranges().begin(), message.ranges().end());
+    changed.notify_all();
+  }
   void on_renewed(const std::string& certificate_pem) override {
     if (options.on_renewed) options.on_renewed(certificate_pem);
   }
@@ -276,7 +283,7 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
   // When blocks of `bytes` may go; now or earlier means now.
   SteadyTime due(std::size_t bytes, SteadyTime now) {
     SteadyTime when = paused_until;
-    if (options.rate_limit_mib_s > 0 && bytes > 0) when = std::max(when, rate_due);
+    if (rate_limit_mib_s > 0 && bytes > 0) when = std::max(when, rate_due);
     return std::max(when, now);
   }
 
@@ -289,8 +296,14 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
         if (wishes.empty()) return;
         const std::size_t bytes = wishes.front().bytes;
         if (bytes > 0) {
-          if (session->credit() < bytes || !writable_now()) return;  // on_read or on_writable comes back here
-          if (const SteadyTime when = due(bytes, now); when > now) return sleep_until(when);
+          const bool paused = paused_until > now;
+          if (session->credit() < bytes) return hold(paused ? Stage::staging : Stage::server, now);  // until on_read
+          if (!writable_now()) return hold(Stage::network, now);  // until on_writable
+          if (const SteadyTime when = due(bytes, now); when > now) {
+            hold(paused ? Stage::staging : Stage::rate_limit, now);
+            return sleep_until(when);
+          }
+          let_go(now);
         }
         wish = std::move(wishes.front());
         wishes.pop_front();
@@ -298,10 +311,10 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
       const Status done = wish.act();
       if (!done) return fail_session(done.error());
       if (wish.bytes == 0) continue;
-      if (options.rate_limit_mib_s > 0) {
-        rate_due = std::max(rate_due, now) +
-                   std::chrono::microseconds(static_cast<std::int64_t>(static_cast<double>(wish.bytes) * 1e6 /
-                                                                       (options.rate_limit_mib_s * 1048576.0)));
+      if (rate_limit_mib_s > 0) {
+        rate_due =
+            std::max(rate_due, now) + std::chrono::microseconds(static_cast<std::int64_t>(
+                                          static_cast<double>(wish.bytes) * 1e6 / (rate_limit_mib_s * 1048576.0)));
       }
       blocks_bytes += wish.bytes;
       {
@@ -312,10 +325,28 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
     }
   }
 
+  // What holds the blocks at the queue's head, since when.
+  void hold(Stage stage, SteadyTime now) {
+    let_go(now);
+    held = {stage, now};
+  }
+  void let_go(SteadyTime now) {
+    if (held && options.pace != nullptr) options.pace->add(held->first, now - held->second);
+    held.reset();
+  }
+
   // The stream takes more until it said no; on_writable follows that.
   bool writable_now() {
     if (!writable && stream->queued() == 0) writable = true;
     return writable;
+  }
+
+  // Another limit than before: what was due under the old one is due now.
+  void ask_rate_limit() {
+    const double limit = options.rate_limit_mib_s ? options.rate_limit_mib_s() : 0;
+    if (limit == std::exchange(rate_limit_mib_s, limit)) return;
+    rate_due = {};
+    pump();
   }
 
   void sleep_until(SteadyTime when) {
@@ -329,7 +360,9 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
     ticker.expires_after(std::chrono::seconds(1));
     ticker.async_wait([this](const asio::error_code& error) {
       if (error || is_ended()) return;
+      ask_rate_limit();
       const auto now = std::chrono::steady_clock::now();
+      if (held) hold(held->first, now);  // told while it lasts
       const auto keepalive = std::chrono::seconds(limits::kKeepaliveSeconds);
       if (!session->ready()) {
         if (now - last_received > std::chrono::seconds(limits::kHandshakeDeadlineSeconds + 5)) {
@@ -368,6 +401,8 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
   bool writable = true;
   SteadyTime last_received, last_sent;
   SteadyTime paused_until{}, rate_due{};
+  std::optional<std::pair<Stage, SteadyTime>> held;
+  double rate_limit_mib_s = 0;  // as it was asked last
   std::atomic<std::uint64_t> blocks_bytes{0};
 
   mutable std::mutex mutex;  // what follows
@@ -381,6 +416,7 @@ struct Link::Impl final : net::TlsStream::Handler, wire::AgentSession::Events {
   std::map<std::string, pb::DiskOpened> opened;
   EpochNumber begun, durable;
   std::deque<pb::DigestReply> digests;
+  std::vector<pb::Resend::Range> resend;
 
   std::thread thread;  // last: it uses everything above
 };
@@ -496,6 +532,21 @@ Result<pb::DigestReply> Link::next_digests() {
   pb::DigestReply reply = std::move(impl_->digests.front());
   impl_->digests.pop_front();
   return reply;
+}
+
+std::vector<pb::Resend::Range> Link::wanted() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->resend;
+}
+
+void Link::sent_again(const std::vector<pb::Resend::Range>& ranges) {
+  const auto same = [](const pb::Resend::Range& a, const pb::Resend::Range& b) {
+    return a.disk() == b.disk() && a.first_granule() == b.first_granule() && a.granules() == b.granules();
+  };
+  const std::lock_guard lock(impl_->mutex);
+  std::erase_if(impl_->resend, [&](const pb::Resend::Range& wanted) {
+    return std::any_of(ranges.begin(), ranges.end(), [&](const pb::Resend::Range& sent) { return same(wanted, sent); });
+  });
 }
 
 Status Link::renew(const std::string& csr_pem) {

@@ -19,6 +19,7 @@
 
 #include "agent/consistency.h"
 #include "agent/memory_keeper.h"
+#include "agent/pace.h"
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/limits.h"
@@ -34,9 +35,11 @@ struct LinkOptions {
   std::string address;  // host:port
   MachineId machine;
   net::Credentials credentials;
-  pb::Hello hello;              // name, fingerprint, boot id, agent version; the session fills in the rest
-  double rate_limit_mib_s = 0;  // of blocks; 0: none
+  pb::Hello hello;       // name, fingerprint, boot id, agent version; the session fills in the rest
+  Pace* pace = nullptr;  // hears how long blocks were held, and by what; outlives the link
   // On the link's thread:
+  // How many MiB of blocks a second may be sent now, 0: any number. Asked once a second. None: no limit.
+  std::function<double()> rate_limit_mib_s;
   std::function<void(const std::string& certificate_pem)> on_renewed;
   // The server asks for no blocks for this long, and why; 0: it goes on.
   std::function<void(std::chrono::milliseconds pause, const std::string& reason)> on_throttle;
@@ -93,7 +96,11 @@ class Link {
   Status unchanged(WallMicros as_of_us);
   Status request_digests(const pb::DigestRequest& request);  // does not wait for the reply
   Result<pb::DigestReply> next_digests();                    // replies come in the order of the requests
-  Status renew(const std::string& csr_pem);                  // on_renewed follows
+  // What the server asked for to be sent again, whether it changed or not.
+  std::vector<pb::Resend::Range> wanted() const;
+  // It came with an epoch that is durable; what was asked for since stays.
+  void sent_again(const std::vector<pb::Resend::Range>& ranges);
+  Status renew(const std::string& csr_pem);  // on_renewed follows
   void progress(const pb::Progress& progress);
   // Says Goodbye and closes, within a bounded time.
   void goodbye(const std::string& reason);

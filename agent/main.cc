@@ -126,8 +126,19 @@ int main(int argc, char** argv) {
 
   CLI::App* run_app =
       common(app.add_subcommand("run", "stay connected and take an epoch every interval_s; SIGTERM ends it"));
+  PointCommand point;
+  CLI::App* point_app = common(
+      app.add_subcommand("point", "ask the running agent for a recovery point of now, and wait until it is durable"));
+  point_app->add_flag("--application", point.application, "with the applications told, by the hooks (see the manual)");
+  point_app->add_flag("--final", point.final, "the last one, for a planned failover: the agent ends afterwards");
+  point_app->add_option("--timeout", point.timeout_s, "seconds to wait for it")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str();
   CLI::App* status_app = common(app.add_subcommand("status", "state, progress, lag, newest point, and what is wrong"));
-  CLI::App* thaw_app = common(app.add_subcommand("thaw", "undo a freeze that a killed agent left behind"));
+  CLI::App* untrack_app =
+      common(app.add_subcommand("untrack", "remove what tracks writes in the kernel (it outlives the agent)"));
+  CLI::App* thaw_app = common(app.add_subcommand(
+      "thaw", "undo a freeze that a killed agent left behind, and run the post-cut hooks that it owes"));
 
   try {
     app.parse(argc, argv);
@@ -146,13 +157,15 @@ int main(int argc, char** argv) {
     if (protect_app->parsed()) done = do_protect(dir, protect, json);
     if (unprotect_app->parsed()) done = do_unprotect(dir, unprotected, json);
     if (status_app->parsed()) done = do_status(dir, json);
+    if (untrack_app->parsed()) done = do_untrack(dir, json);
     if (thaw_app->parsed()) done = do_thaw(dir, json);
-    if (sync_app->parsed() || run_app->parsed()) {
+    if (sync_app->parsed() || run_app->parsed() || point_app->parsed()) {
       const Signals signals;
       if (run_app->parsed()) {
         done = do_run(dir, signals.token());
       } else {
-        const auto reached = do_sync(dir, sync, json, signals.token());
+        const auto reached = point_app->parsed() ? do_point(dir, point, json, signals.token())
+                                                 : do_sync(dir, sync, json, signals.token());
         if (!reached) return complain(reached.error(), json);
         return *reached ? 0 : kFailed;
       }

@@ -3,7 +3,6 @@
 #include <nlohmann/json.hpp>
 
 #include "agent/text_file.h"
-#include "base/crypto.h"
 #include "base/hex.h"
 #include "wire/messages.h"
 
@@ -56,14 +55,31 @@ std::optional<EpochFacts> epoch_from_json(const Json& value) {
   epoch.number = EpochNumber(value.at("number").get<std::uint64_t>());
   epoch.digest = hash_of(value.at("digest"));
   const int consistency = value.at("consistency").get<int>();
-  if (consistency < 1 || consistency > 3) throw std::invalid_argument("unknown consistency");
+  if (consistency < 1 || consistency > 4) throw std::invalid_argument("unknown consistency");
   epoch.consistency = static_cast<Consistency>(consistency);
   epoch.cut_us = value.at("cut_us").get<std::int64_t>();
   for (const Json& disk : value.at("disks")) epoch.disks.push_back(disk_from_json(disk));
   return epoch;
 }
 
-std::string checksum_of(const std::string& body) { return to_hex(sha256(std::string_view(body))); }
+Json audit_to_json(const AuditRecord& audit) {
+  return {
+      {"proven_us", audit.proven_us},   {"pass_began_us", audit.pass_began_us},     {"disk_hex", hex_of(audit.disk)},
+      {"chunk", audit.chunk},           {"pass_incomplete", audit.pass_incomplete}, {"differences", audit.differences},
+      {"difference", audit.difference}, {"difference_us", audit.difference_us}};
+}
+AuditRecord audit_from_json(const Json& value) {
+  AuditRecord audit;
+  audit.proven_us = value.at("proven_us").get<std::int64_t>();
+  audit.pass_began_us = value.at("pass_began_us").get<std::int64_t>();
+  audit.disk = bytes_of(value.at("disk_hex").get<std::string>());
+  audit.chunk = value.at("chunk").get<std::uint64_t>();
+  audit.pass_incomplete = value.at("pass_incomplete").get<bool>();
+  audit.differences = value.at("differences").get<std::uint64_t>();
+  audit.difference = value.at("difference").get<std::string>();
+  audit.difference_us = value.at("difference_us").get<std::int64_t>();
+  return audit;
+}
 
 }  // namespace
 
@@ -100,25 +116,22 @@ std::string encode_memory(const Memory& memory) {
                {"newest_point_us", memory.newest_point_us},
                {"unchanged_as_of_us", memory.unchanged_as_of_us},
                {"alarm", memory.alarm},
-               {"alarm_us", memory.alarm_us}};
+               {"alarm_us", memory.alarm_us},
+               {"audit", audit_to_json(memory.audit)}};
   body["unacknowledged"] = Json::array();
   for (const auto& commit : memory.session.unacknowledged) {
     body["unacknowledged"].push_back({{"epoch", commit.epoch.value()}, {"digest", hash_text(commit.digest)}});
   }
   if (memory.session.open_epoch) body["open_epoch"] = hex_of(memory.session.open_epoch->SerializeAsString());
-  const std::string text = body.dump(1, ' ', false, Json::error_handler_t::replace);
-  return text + "\nsha256 " + checksum_of(text) + "\n";
+  return with_checksum(body.dump(1, ' ', false, Json::error_handler_t::replace));
 }
 
 Result<Memory> decode_memory(const std::string& text, const std::string& name) {
-  const std::size_t end = text.rfind("\nsha256 ");
-  if (end == std::string::npos) return fail(Code::corrupt, name, "the agent's memory is damaged: cut short", kRemedy);
-  const std::string body = text.substr(0, end);
-  if (text.substr(end) != "\nsha256 " + checksum_of(body) + "\n") {
-    return fail(Code::corrupt, name, "the agent's memory is damaged: its checksum does not fit", kRemedy);
-  }
+  std::string why;
+  const auto body = without_checksum(text, why);
+  if (!body) return fail(Code::corrupt, name, "the agent's memory is damaged: " + why, kRemedy);
   try {
-    const Json json = Json::parse(body);
+    const Json json = Json::parse(*body);
     if (json.at("version").get<int>() != kVersion) {
       return fail(Code::unsupported, name, "written by another version of the agent",
                   "use that version, or remove the file: the next sync then compares everything");
@@ -148,6 +161,7 @@ Result<Memory> decode_memory(const std::string& text, const std::string& name) {
     memory.unchanged_as_of_us = json.at("unchanged_as_of_us").get<std::int64_t>();
     memory.alarm = json.at("alarm").get<std::string>();
     memory.alarm_us = json.at("alarm_us").get<std::int64_t>();
+    if (json.contains("audit")) memory.audit = audit_from_json(json.at("audit"));  // older agents made none
     return memory;
   } catch (const std::exception& error) {
     return fail(Code::corrupt, name, std::string("the agent's memory is damaged: ") + error.what(), kRemedy);

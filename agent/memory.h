@@ -34,6 +34,18 @@ struct EpochFacts {
   std::vector<KnownDisk> disks;
 };
 
+// What the audit (agent/audit.h) found, and where it stands.
+struct AuditRecord {
+  WallMicros proven_us = 0;      // whatever was on the disks then has been compared with the replica, or sent, since
+  WallMicros pass_began_us = 0;  // of the pass that is under way; 0: none
+  std::string disk;              // identity; where that pass stands
+  std::uint64_t chunk = 0;
+  bool pass_incomplete = false;   // parts could not be read
+  std::uint64_t differences = 0;  // chunks that differed although no write was seen, ever
+  std::string difference;         // the last of them, in a sentence
+  WallMicros difference_us = 0;
+};
+
 struct Memory {
   MachineId machine;
   wire::AgentMemory session;          // as the session keeps it: what is durable, what was sent, what is open
@@ -46,6 +58,7 @@ struct Memory {
   WallMicros unchanged_as_of_us = 0;
   std::string alarm;  // the server's history diverged, ...
   WallMicros alarm_us = 0;
+  AuditRecord audit;
 
   // Durable up to `epoch`: moves pending to durable when it is the one. `session` is not touched.
   void became_durable(EpochNumber epoch, const Hash128& digest, const std::string& boot);

@@ -26,6 +26,8 @@ std::string decode(std::string_view text) {
   return out;
 }
 
+}  // namespace
+
 bool has_option(const std::string& options, std::string_view wanted) {
   std::istringstream rest(options);
   for (std::string option; std::getline(rest, option, ',');) {
@@ -33,8 +35,6 @@ bool has_option(const std::string& options, std::string_view wanted) {
   }
   return false;
 }
-
-}  // namespace
 
 std::vector<Mount> parse_mountinfo(std::string_view text) {
   std::vector<Mount> mounts;
@@ -51,7 +51,7 @@ std::vector<Mount> parse_mountinfo(std::string_view text) {
     unsigned major_number = 0, minor_number = 0;
     if (std::sscanf(device.c_str(), "%u:%u", &major_number, &minor_number) != 2) continue;
     mounts.push_back({makedev(major_number, minor_number), decode(root), decode(mountpoint), filesystem, decode(source),
-                      has_option(super_options, "ro")});
+                      has_option(super_options, "ro"), super_options});
   }
   return mounts;
 }
@@ -74,19 +74,24 @@ std::vector<Mount> mounts_of(const std::vector<Mount>& mounts, const std::set<de
   return found;
 }
 
-std::set<dev_t> swap_devices(const OsPaths& os) {
-  std::set<dev_t> devices;
+std::vector<Swap> read_swaps(const OsPaths& os) {
+  std::vector<Swap> swaps;
   const auto text = read_text_file(os.proc / "swaps");
-  if (!text) return devices;
+  if (!text) return swaps;
   std::istringstream lines(*text);
   std::string line;
   std::getline(lines, line);  // the heading
   while (std::getline(lines, line)) {
-    const std::string path = decode(line.substr(0, line.find_first_of(" \t")));
+    std::istringstream fields(line);
+    std::string name, kind;
+    std::uint64_t size_kib = 0;
+    if (!(fields >> name >> kind >> size_kib)) continue;
+    const std::string path = decode(name);
     struct stat status{};
-    if (::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode)) devices.insert(status.st_rdev);
+    if (::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode))
+      swaps.push_back({status.st_rdev, path, size_kib * 1024});
   }
-  return devices;
+  return swaps;
 }
 
 }  // namespace tidemark::agent

@@ -4,16 +4,18 @@
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
-#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <vector>
 
+#include "agent/agenda.h"
+#include "agent/audit.h"
 #include "agent/backoff.h"
+#include "agent/digest_feed.h"
 #include "agent/freeze.h"
 #include "agent/machine_facts.h"
+#include "agent/renewal.h"
 #include "agent/text_file.h"
-#include "net/certificates.h"
 
 namespace tidemark::agent {
 namespace {
@@ -23,17 +25,25 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 constexpr std::size_t kRedirectsMax = 5;
 constexpr int kPointTries = 3;    // once: epochs after the first, until one is a point
 constexpr int kChangedTries = 3;  // in a row, at once, when a disk changed its size
-constexpr int kFreezeShare = 20;  // file systems stand still for at most a twentieth of the time
-constexpr auto kPointPatience = std::chrono::seconds(30);  // without a point, before a freeze is thought of
 constexpr auto kRenewPatience = std::chrono::seconds(5);
 constexpr auto kSourceRetry = std::chrono::seconds(10);
+constexpr auto kDisksInterval = std::chrono::seconds(10);  // how often it is looked for new ones
 
 class Runner {
  public:
   Runner(const Config& config, const StateDir& dir, const RunOptions& options, const Clock& clock, std::stop_token stop)
-      : config_(config), dir_(dir), options_(options), clock_(clock), stop_(std::move(stop)), backoff_(seed()) {}
+      : config_(config),
+        dir_(dir),
+        options_(options),
+        clock_(clock),
+        stop_(std::move(stop)),
+        backoff_(seed()),
+        rates_(config.rate_limit_mib_s, config.rate_schedule),
+        agenda_(config, dir, options.once, clock) {}
 
   Result<RunOutcome> run();
+  // What ends it ends it also for who waits for a point.
+  void refuse_request(const Error& error) { agenda_.refuse(error); }
 
  private:
   static std::uint64_t seed() {
@@ -43,14 +53,22 @@ class Runner {
   }
 
   Status prepare();
+  std::string release_held();
+  HookSettings hooks() const;
+  Status add_new_disks();
+  Status make_engine();
+  void show_tracking();
   Status serve(Link& link);  // until the link ends (no error), the work is done, or nothing helps
   Status after_failure(Link& link, const Error& error);
   void after_epoch(EpochReport report);
-  bool freeze_now() const;
+  void audit(Link& link, const EpochReport& report);
+  void after_hooks(const EpochReport* report);
+  void answer_request(Link& link, const EpochReport& report);
+  Status note_want_of_points(const EpochReport& report);
   Status note_divergence(Link& link);
-  void renew_if_due(Link& link);
   Result<LinkOptions> link_options(const std::string& address);
-  bool wait_until(SteadyTime when, const Link* link);  // false: stopped, or the link ended
+  // False: stopped, or the link ended. `heed`: a request for a point ends the waiting as well.
+  bool wait_until(SteadyTime when, const Link* link, bool heed = false);
 
   const Config& config_;
   const StateDir& dir_;
@@ -58,25 +76,30 @@ class Runner {
   const Clock& clock_;
   std::stop_token stop_;
   Backoff backoff_;
+  RateSchedule rates_;
 
   MachineId machine_;
   std::string fingerprint_, boot_id_;
+  Pace pace_;
   std::unique_ptr<MemoryKeeper> keeper_;
   std::unique_ptr<StatusBoard> board_;
+  std::vector<std::string> paths_;  // of what is protected
   std::unique_ptr<SourceSet> sources_;
-  DigestComparison tracker_;
+  std::unique_ptr<Tracker> tracker_;
+  std::uint64_t tracked_generation_ = 0;  // of the disks that it was made for
+  std::string untracked_why_;             // why it is not the kernel
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Audit> audit_;  // with tracking
 
-  std::atomic<bool> renewing_{false};  // asked, not answered
+  std::unique_ptr<Renewal> renewal_;
 
   RunOutcome outcome_;
   bool done_ = false;
+  std::optional<EpochNumber> final_point_;
   int tries_ = 0;  // once: after a fuzzy epoch
   int changed_in_a_row_ = 0;
-  bool want_freeze_ = false;
-  SteadyTime next_epoch_{};
-  SteadyTime last_point_{};
-  SteadyTime freeze_allowed_{};
+  SteadyTime look_for_disks_{};
+  Agenda agenda_;
 };
 
 Status Runner::prepare() {
@@ -91,25 +114,125 @@ Status Runner::prepare() {
   for (const std::string& place : TIDEMARK_TRY(thaw_leftovers(dir_.path()))) {
     spdlog::warn("thawed what a killed agent had left frozen mountpoint={}", place);
   }
+  const std::string still_held = release_held();
   keeper_ = std::make_unique<MemoryKeeper>(dir_.memory(), TIDEMARK_TRY(load_memory(dir_.memory(), machine_)), boot_id_);
   StatusReport first;
   first.machine = machine_;
   first.name = config_.name;
+  first.command = options_.once ? "sync" : "run";
   first.server = config_.server;
   first.state = State::initiating;
-  const auto names = disk_names(config_.disks);
-  for (std::size_t i = 0; i < config_.disks.size(); ++i) first.disks.push_back({config_.disks[i], names[i], -1, 0});
-  board_ = std::make_unique<StatusBoard>(std::move(first), dir_.status(), options_.bar, clock_, keeper_.get());
-  sources_ = std::make_unique<SourceSet>(config_.disks);
+  if (const auto text = read_text_file(dir_.status())) {
+    if (const auto before = parse_report(*text, dir_.status().string())) {
+      first.application_point = before->application_point;
+      first.application_point_us = before->application_point_us;
+      first.hooks_failure = before->hooks_failure;
+      first.hooks_failure_us = before->hooks_failure_us;
+    }
+  }
+  if (!still_held.empty()) {
+    first.hooks_failure = "its application may still stand still: " + still_held;
+    first.hooks_failure_us = clock_.wall_us();
+  }
+  const WallMicros application_point_us = first.application_point_us;
+  paths_ = config_.disks;
+  const auto names = disk_names(paths_);
+  for (std::size_t i = 0; i < paths_.size(); ++i) first.disks.push_back({paths_[i], names[i], -1, 0});
+  board_ = std::make_unique<StatusBoard>(std::move(first), dir_.status(), options_.bar, clock_, keeper_.get(), &pace_);
+  board_->set_rate_schedule(rates_);
+  renewal_ = std::make_unique<Renewal>(dir_, machine_, config_.name, *board_, clock_);
+  sources_ = std::make_unique<SourceSet>(paths_);
+  agenda_.begin(application_point_us);
+  return {};
+}
+
+HookSettings Runner::hooks() const {
+  return {config_.hooks, dir_.path(), config_.hook_limit, config_.hold_limit, machine_.to_string(), config_.name};
+}
+
+// Applications that an agent which was killed left standing still. What went wrong.
+std::string Runner::release_held() {
+  const auto released = release_leftovers(hooks());
+  if (released) return fmt::format("{}", fmt::join(released->value_or(std::vector<std::string>{}), "; "));
+  spdlog::error("ALARM: the post-cut hooks of an agent that was killed were not run error=\"{}\"",
+                released.error().message());
+  return "not run after an agent was killed: " + released.error().message();
+}
+
+// Disks that came are protected from now on; one that goes stays on the list, or its loss would pass unnoticed.
+Status Runner::add_new_disks() {
+  if (!config_.all_disks || options_.once || clock_.monotonic() < look_for_disks_) return {};
+  look_for_disks_ = clock_.monotonic() + kDisksInterval;
+  const auto there = options_.whole_disks();
+  if (!there || !sources_->refresh()) return {};  // none, or one that is away is for sync() to tell
+  std::vector<std::string> added;
+  for (const std::string& path : *there) {
+    if (std::ranges::find(paths_, path) != paths_.end()) continue;
+    if (std::ranges::find(config_.except_disks, path) != config_.except_disks.end()) continue;
+    const auto source = open_source(path);
+    if (!source) continue;  // not ready: it is looked for again
+    bool known = false;     // by another path
+    for (std::size_t i = 0; i < sources_->size(); ++i)
+      known = known || (*sources_)[i].identity() == (*source)->identity();
+    if (!known) added.push_back(path);
+  }
+  if (added.empty()) return {};
+  std::vector<std::string> paths = paths_;
+  paths.insert(paths.end(), added.begin(), added.end());
+  if (paths.size() > limits::kDisksPerMachineMax) {
+    spdlog::error("new disks are not protected: a machine may have {} disks={}", limits::kDisksPerMachineMax,
+                  fmt::join(added, " "));
+    return {};
+  }
+  TIDEMARK_TRY(save_disks(dir_.config(), {paths, true, config_.except_disks}));
+  spdlog::info("new disks are protected from now on disks={}", fmt::join(added, " "));
+  paths_ = std::move(paths);
+  audit_.reset();
+  engine_.reset();
+  tracker_.reset();
+  sources_ = std::make_unique<SourceSet>(paths_);
+  return {};
+}
+
+// Anew when the disks are other ones than before.
+Status Runner::make_engine() {
+  TIDEMARK_TRY(add_new_disks());
+  // A disk that cannot be had is for sync() to tell.
+  const bool opened = sources_->refresh().has_value();
+  if (engine_ && (!opened || sources_->generation() == tracked_generation_)) return {};
+  audit_.reset();
+  engine_.reset();
+  tracker_.reset();
+  if (opened) {
+    auto chosen = TIDEMARK_TRY(options_.choose(config_, machine_, boot_id_, *sources_, options_.once, clock_));
+    tracker_ = std::move(chosen.tracker);
+    untracked_why_ = std::move(chosen.why);
+    tracked_generation_ = sources_->generation();
+  } else {
+    tracker_ = std::make_unique<DigestComparison>();
+    tracked_generation_ = 0;
+    untracked_why_ = "a disk cannot be opened";
+  }
+  show_tracking();
   Engine::Options engine;
   engine.machine = machine_;
   engine.zstd_level = config_.zstd_level;
   engine.freeze_limit = config_.freeze_limit;
   engine.state_dir = dir_.path();
   engine.boot_id = boot_id_;
-  engine_ = std::make_unique<Engine>(engine, *sources_, *keeper_, tracker_, *board_, clock_, stop_);
-  last_point_ = clock_.monotonic();
+  engine.skip_unused = config_.skip_free_space;
+  if (options_.unused) engine.unused = options_.unused;
+  engine.hooks = hooks();
+  engine_ = std::make_unique<Engine>(engine, *sources_, *keeper_, *tracker_, *board_, pace_, clock_, stop_);
+  if (tracker_->exact() && !options_.once && config_.audit_period > milliseconds(0)) {
+    audit_ = std::make_unique<Audit>(config_.audit_period, *sources_, *tracker_, *keeper_, engine_->skipped(), clock_,
+                                     stop_);
+  }
   return {};
+}
+
+void Runner::show_tracking() {
+  board_->set_tracking(tracker_->exact() ? "ebpf" : "digests", tracker_->since_us(), untracked_why_);
 }
 
 Result<LinkOptions> Runner::link_options(const std::string& address) {
@@ -121,54 +244,29 @@ Result<LinkOptions> Runner::link_options(const std::string& address) {
   link.hello.set_machine_name(config_.name);
   link.hello.set_fingerprint(fingerprint_);
   link.hello.set_boot_id(boot_id_);
-  link.rate_limit_mib_s = config_.rate_limit_mib_s;
-  link.on_renewed = [this](const std::string& pem) {
-    renewing_ = false;
-    const auto info = net::describe_certificate(pem);
-    if (!info || info->machine != machine_) {
-      spdlog::warn("renewed certificate refused why=\"{}\"", info ? "it names another machine" : info.error().what);
-      return;
-    }
-    if (auto saved = write_file_atomically(dir_.certificate(), pem, 0600); !saved) {
-      spdlog::error("renewed certificate not saved error=\"{}\"", saved.error().message());
-      return;
-    }
-    board_->set_certificate_expiry(info->not_after_us);
-    spdlog::info("certificate renewed expires={}", format_rfc3339(info->not_after_us));
+  link.rate_limit_mib_s = [this, last = -1.0]() mutable {
+    const double limit = rates_.limit_at(clock_.wall_us());
+    if (limit != std::exchange(last, limit) && !config_.rate_schedule.empty())
+      spdlog::info("rate_limit_mib_s={:g}{}", limit, limit == 0 ? " (none)" : "");
+    return limit;
   };
+  link.pace = &pace_;
+  link.on_renewed = [this](const std::string& pem) { renewal_->received(pem); };
   link.on_throttle = [this](milliseconds pause, const std::string& reason) { board_->set_throttle(pause, reason); };
   return link;
 }
 
-bool Runner::wait_until(SteadyTime when, const Link* link) {
+bool Runner::wait_until(SteadyTime when, const Link* link, bool heed) {
   std::mutex mutex;
   std::condition_variable_any asleep;
   std::unique_lock lock(mutex);
   while (!stop_.stop_requested() && (link == nullptr || link->alive())) {
     const auto now = clock_.monotonic();
-    if (now >= when) return true;
+    if (now >= when || (heed && agenda_.asked())) return true;
     asleep.wait_for(lock, stop_, std::min<std::chrono::steady_clock::duration>(when - now, milliseconds(100)),
                     [] { return false; });
   }
   return false;
-}
-
-void Runner::renew_if_due(Link& link) {
-  const auto pem = read_text_file(dir_.certificate());
-  const auto info = pem ? net::describe_certificate(*pem) : Result<net::CertificateInfo>(std::unexpected(pem.error()));
-  if (!info) {
-    spdlog::warn("certificate not readable error=\"{}\"", info.error().message());
-    return;
-  }
-  board_->set_certificate_expiry(info->not_after_us);
-  const std::int64_t lifetime = info->not_after_us - info->not_before_us;
-  if (!link.welcome().certificate_expires_soon() && info->not_after_us - clock_.wall_us() > lifetime / 3) return;
-  const auto key = read_text_file(dir_.key());
-  const auto request =
-      key ? net::make_request_for_key(*key, config_.name) : Result<std::string>(std::unexpected(key.error()));
-  const Status asked = request ? link.renew(*request) : Status(std::unexpected(request.error()));
-  renewing_ = asked.has_value();
-  if (!asked) spdlog::warn("certificate not renewed error=\"{}\"", asked.error().message());
 }
 
 Status Runner::note_divergence(Link& link) {
@@ -184,40 +282,68 @@ Status Runner::note_divergence(Link& link) {
   });
 }
 
-// May the next epoch be read with the file systems standing still?
-bool Runner::freeze_now() const {
-  if (!config_.freeze || !want_freeze_) return false;
-  const auto estimate = engine_->compare_estimate();
-  if (!estimate || *estimate > config_.freeze_limit) return false;
-  const auto now = clock_.monotonic();
-  return options_.once || (now >= freeze_allowed_ && now - last_point_ >= kPointPatience);
+// No point for long, although the file systems were to stand still for it, or may not: somebody has to see to it.
+Status Runner::note_want_of_points(const EpochReport& report) {
+  const auto without = agenda_.without_a_point(report, tracker_->exact());
+  if (!without || !keeper_->get().alarm.empty()) return {};  // one that stands was told
+  const std::string what = fmt::format("no recovery point for {} s: {}", without->count(), report.reason);
+  spdlog::error("ALARM: {} remedy=\"{}\"", what, report.remedy);
+  return keeper_->change([&](Memory& memory) {
+    memory.alarm = what;
+    memory.alarm_us = clock_.wall_us();
+  });
+}
+
+// `report`: none when the epoch failed.
+void Runner::after_hooks(const EpochReport* report) {
+  std::vector<std::string> failures;
+  if (report != nullptr && report->hooks_ran) {
+    if (report->consistency == Consistency::application) {
+      board_->set_application_point(report->epoch, report->cut_us);
+    } else {
+      failures.push_back(report->hooks_failure.empty() ? report->reason : report->hooks_failure);
+      spdlog::warn("no application point epoch={} why=\"{}\"", report->epoch.value(), failures.back());
+    }
+  }
+  if (!engine_->post_failures().empty())
+    failures.push_back(
+        fmt::format("its application may still stand still: {}", fmt::join(engine_->post_failures(), "; ")));
+  if (!failures.empty()) board_->set_hooks_failure(fmt::format("{}", fmt::join(failures, "; ")));
+}
+
+void Runner::answer_request(Link& link, const EpochReport& report) {
+  auto answer = agenda_.answer_to(report, engine_->post_failures());
+  if (!answer) return;
+  if (answer->final) {
+    done_ = true;
+    final_point_ = report.epoch;
+    spdlog::info("the final point is durable, the protection ends epoch={}", report.epoch.value());
+    board_->set_state(State::stopped, fmt::format("the final point was made, epoch {}", report.epoch.value()),
+                      "start it again only where this machine is to be protected further");
+    link.progress(board_->message());
+  }
+  agenda_.answer(*std::move(answer));
 }
 
 void Runner::after_epoch(EpochReport report) {
-  if (const auto estimate = engine_->compare_estimate(); report.freeze_would_help && config_.freeze && estimate) {
+  if (const auto estimate = engine_->compare_estimate();
+      !tracker_->exact() && report.freeze_would_help && config_.freeze && estimate) {
     report.remedy =
         *estimate > config_.freeze_limit
             ? fmt::format("a freeze for reading everything would take about {} s, longer than freeze_limit_s",
                           estimate->count() / 1000)
             : "it is tried again with a freeze";
   }
-  const auto now = clock_.monotonic();
   backoff_.reset();
+  show_tracking();
   changed_in_a_row_ = 0;
-  want_freeze_ = report.freeze_would_help;
-  if (report.point) last_point_ = now;
-  if (report.frozen_seconds > 0) {
-    freeze_allowed_ = now + std::chrono::duration_cast<SteadyTime::duration>(
-                                std::chrono::duration<double>(report.frozen_seconds * kFreezeShare));
-  }
-  // A comparison of everything is not started more often than it takes.
-  const auto took = std::chrono::duration_cast<milliseconds>(std::chrono::duration<double>(report.seconds));
-  next_epoch_ = now + std::max(took, config_.interval > took ? config_.interval - took : milliseconds(0));
+  agenda_.note(report, tracker_->exact());
   spdlog::info(
-      "epoch={} kind={} consistency={} point={} unchanged={} changed_bytes={} sent_bytes={} seconds={:.2f} "
-      "frozen_seconds={:.2f}{}",
+      "epoch={} kind={} consistency={} point={} unchanged={} changed_bytes={} skipped_bytes={} sent_bytes={} "
+      "seconds={:.2f} frozen_seconds={:.2f} held_seconds={:.2f} rounds={} hits={} zstd_level={}{}",
       report.epoch.value(), pb::EpochKind_Name(report.kind), to_string(report.consistency), report.point,
-      report.unchanged, report.changed_bytes, report.sent_bytes, report.seconds, report.frozen_seconds,
+      report.unchanged, report.changed_bytes, report.skipped_bytes, report.sent_bytes, report.seconds,
+      report.frozen_seconds, report.held_seconds, report.rounds, report.hits, engine_->zstd_level(),
       report.reason.empty() ? "" : " reason=\"" + report.reason + "\"");
   if (report.point) {
     board_->set_state(State::continuous);
@@ -231,8 +357,23 @@ void Runner::after_epoch(EpochReport report) {
     done_ = true;
   } else {
     ++tries_;
-    next_epoch_ = now;
+    agenda_.at_once();
   }
+}
+
+// Time that the epoch left over is the audit's. Without tracking every epoch is a comparison of everything.
+void Runner::audit(Link& link, const EpochReport& report) {
+  const auto until = agenda_.next_epoch() - agenda_.interval(true) / 10;
+  if (!audit_ || !report.point || clock_.monotonic() >= until) return;
+  const auto digests = [&](DiskId disk, std::uint64_t first, std::uint32_t count,
+                           EpochNumber epoch) -> Result<std::vector<std::byte>> {
+    DigestFeed feed(link, epoch, {{disk, first, count}});
+    const auto bytes = TIDEMARK_TRY(feed.at(disk, first, count));
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  };
+  const auto audited = audit_->step(digests, until);
+  // What it could not remember it does again; a link that ended says so itself.
+  if (!audited && link.alive() && !stop_.stop_requested()) spdlog::warn("audit: {}", audited.error().message());
 }
 
 Status Runner::after_failure(Link& link, const Error& error) {
@@ -248,7 +389,7 @@ Status Runner::after_failure(Link& link, const Error& error) {
     case Engine::Fault::changed:
       if (++changed_in_a_row_ <= kChangedTries) {
         spdlog::info("disk changed, the epoch begins anew why=\"{}\"", error.message());
-        next_epoch_ = clock_.monotonic();
+        agenda_.at_once();
         return {};
       }
       [[fallthrough]];
@@ -261,7 +402,8 @@ Status Runner::after_failure(Link& link, const Error& error) {
       board_->set_state(State::stalled, (error.object.empty() ? "" : error.object + ": ") + error.what, error.remedy);
       link.progress(board_->message());
       changed_in_a_row_ = 0;
-      next_epoch_ = clock_.monotonic() + std::max<milliseconds>(config_.interval, kSourceRetry);
+      refuse_request(error);
+      agenda_.put_off(std::max<milliseconds>(agenda_.interval(tracker_->exact()), kSourceRetry));
       return {};
   }
   return {};
@@ -269,26 +411,31 @@ Status Runner::after_failure(Link& link, const Error& error) {
 
 Status Runner::serve(Link& link) {
   TIDEMARK_TRY(note_divergence(link));
-  renew_if_due(link);
-  auto renew_next = clock_.monotonic() + std::chrono::hours(1);
-  while (!done_ && wait_until(next_epoch_, &link)) {
-    auto report = engine_->sync(link, freeze_now());
+  renewal_->begin(link);
+  while (!done_ && wait_until(agenda_.next(), &link, true)) {
+    TIDEMARK_TRY(make_engine());
+    auto report = engine_->sync(link, agenda_.take(tracker_->exact(), engine_->compare_estimate()));
+    after_hooks(report ? &*report : nullptr);
     if (report) {
+      TIDEMARK_TRY(note_want_of_points(*report));
       after_epoch(*report);
       link.progress(board_->message());
+      answer_request(link, *report);
+      if (!done_) audit(link, *report);
     } else {
       TIDEMARK_TRY(after_failure(link, report.error()));
     }
-    if (clock_.monotonic() >= renew_next) {
-      renew_if_due(link);
-      renew_next = clock_.monotonic() + std::chrono::hours(1);
-    }
+    renewal_->look(link);
   }
   const auto patience = clock_.monotonic() + kRenewPatience;
-  while (done_ && renewing_ && clock_.monotonic() < patience &&
+  while (done_ && renewal_->asked() && clock_.monotonic() < patience &&
          wait_until(clock_.monotonic() + milliseconds(20), &link)) {
   }
-  if (link.alive()) link.goodbye(stop_.stop_requested() ? "the agent was asked to stop" : "done");
+  if (link.alive()) {
+    link.goodbye(stop_.stop_requested() ? "the agent was asked to stop"
+                 : options_.once        ? "done"
+                                        : "the final point was made, the protection ends");
+  }
   return {};
 }
 
@@ -299,11 +446,15 @@ Result<RunOutcome> Runner::run() {
   std::string address = config_.server;
   std::vector<std::string> redirects;  // since the last Welcome that was none
   SteadyTime last_answer = clock_.monotonic();
+  bool refused = false;  // for want of space, in session after session
+  SteadyTime refused_since = last_answer;
   bool first = true;
   while (!stop_.stop_requested() && !done_) {
     Link link(TIDEMARK_TRY(link_options(address)), *keeper_, clock_, stop_);
+    bool was_connected = false;
     if (!std::exchange(first, false)) ++outcome_.reconnects;
     if (auto connected = link.connect()) {
+      was_connected = true;
       redirects.clear();
       last_answer = clock_.monotonic();
       board_->set_connected(true, address);
@@ -314,6 +465,14 @@ Result<RunOutcome> Runner::run() {
         return std::unexpected(served.error());
       }
       last_answer = clock_.monotonic();
+      // Welcomed, and refused what it came for, again and again: no more of an answer than none.
+      if (link.alive() || link.end().error.code != Code::no_space) {
+        refused = false;
+      } else {
+        if (!refused) refused_since = last_answer;
+        refused = true;
+        last_answer = refused_since;
+      }
       board_->set_connected(false, address);
       if (done_ || stop_.stop_requested()) break;
     } else if (stop_.stop_requested()) {
@@ -342,12 +501,17 @@ Result<RunOutcome> Runner::run() {
     spdlog::warn("not connected server={} error=\"{}\" retry_ms={}", address, end.error.message(), wait.count());
     auto when = clock_.monotonic() + wait;
     if (options_.once) when = std::min(when, last_answer + options_.retry_for);
-    wait_until(when, nullptr);
+    // A link that is lost may be back at once; one that could not be had is told to who waits for a point.
+    const bool tell = !was_connected && !options_.once;
+    while (wait_until(when, nullptr, tell) && clock_.monotonic() < when)
+      refuse_request({Code::unavailable, address, "not connected to the server: " + end.error.message(),
+                      "mend that, and ask again: the agent goes on trying"});
   }
   if (stop_.stop_requested() && options_.once && !done_) {
     board_->set_state(State::stopped);
     return fail(Code::cancelled, "sync", "asked to stop before it was done", "run it again: it goes on where it can");
   }
+  if (final_point_) return std::move(outcome_);
   if (!options_.once || outcome_.epochs.empty() || outcome_.epochs.back().point) board_->set_state(State::stopped);
   return std::move(outcome_);
 }
@@ -372,7 +536,11 @@ Retry retry_after(const LinkEnd& end) {
 
 Result<RunOutcome> run_agent(const Config& config, const StateDir& dir, const RunOptions& options, const Clock& clock,
                              std::stop_token stop) {
-  return Runner(config, dir, options, clock, std::move(stop)).run();
+  Runner runner(config, dir, options, clock, std::move(stop));
+  auto outcome = runner.run();
+  runner.refuse_request(outcome ? Error{Code::cancelled, "agent", "it was asked to stop", "start it, and ask again"}
+                                : outcome.error());
+  return outcome;
 }
 
 }  // namespace tidemark::agent

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
 
+#include "agent/block_device.h"
+#include "agent/choose_tracker.h"
 #include "agent/config.h"
 #include "agent/engine.h"
 #include "agent/state_dir.h"
@@ -18,9 +21,13 @@ namespace tidemark::agent {
 
 struct RunOptions {
   bool once = false;
-  bool want_point = true;              // once: a fuzzy epoch is followed by more tries
-  std::chrono::seconds retry_for{60};  // once: without an answer of the server
-  bool bar = false;                    // draw a progress bar on stderr
+  bool want_point = true;                              // once: a fuzzy epoch is followed by more tries
+  std::chrono::seconds retry_for{60};                  // once: without an answer of the server
+  bool bar = false;                                    // draw a progress bar on stderr
+  decltype(&choose_tracker) choose = &choose_tracker;  // another one in tests
+  UnusedSpace unused;                                  // for tests: in place of what the disks say
+  // For tests: in place of the disks there are.
+  std::function<Result<std::vector<std::string>>()> whole_disks = [] { return list_whole_disks({}); };
 };
 
 struct RunOutcome {

@@ -1,7 +1,8 @@
 // A disk to protect, as it is read: a block device or a regular file. The seam between the kernel and the engine.
 //
-// A source belongs to one thread, except read_at, which may be called on one other thread at a time. Offsets and sizes
-// are bytes. What a source gives is what the disk held, or an error: never made-up data.
+// A source belongs to one thread, except read_at, which may be called on one other thread at a time, and of a disk or
+// partition on several. Offsets and sizes are bytes. What a source gives is what the disk held, or an error: never
+// made-up data.
 #pragma once
 
 #include <chrono>
@@ -56,6 +57,10 @@ class BlockSource {
 
   // Flushes what is on its way to the disk and begins to watch.
   virtual Result<std::unique_ptr<Witness>> watch() = 0;
+
+  // Stretches that nobody can refer to, ascending and disjoint: in any state of the disk that is later than this call
+  // they may read as zeroes, unless they are written to after it began (agent/free_space.h). None: nothing is known.
+  virtual std::vector<DataRange> unused() { return {}; }
 
   // Mount points of the file systems on it that can be written to, in order of mounting.
   virtual Result<std::vector<std::string>> writable_mounts() = 0;

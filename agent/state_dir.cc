@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <charconv>
 
 #include "agent/text_file.h"
 #include "net/certificates.h"
@@ -82,6 +83,13 @@ Result<StateLock> StateLock::take(const StateDir& dir) {
     return fail_errno(errno, lock_path(dir).string(), "write");
   }
   return StateLock(std::move(fd));
+}
+
+pid_t StateLock::holder(const StateDir& dir) {
+  const std::string text = read_line(lock_path(dir)).value_or("");
+  pid_t pid = 0;
+  std::from_chars(text.data(), text.data() + text.size(), pid);
+  return pid;
 }
 
 bool StateLock::held(const StateDir& dir) {

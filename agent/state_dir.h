@@ -1,6 +1,8 @@
 // The agent's state directory: key.pem (0600), certificate.pem, ca.pem, agent.toml, memory, status.json, lock.
 #pragma once
 
+#include <sys/types.h>
+
 #include <filesystem>
 #include <string>
 
@@ -39,6 +41,8 @@ class StateLock {
  public:
   // busy, naming the holder, when another process has it.
   static Result<StateLock> take(const StateDir& dir);
+  // The process that wrote its number last, which may be gone; 0: none.
+  static pid_t holder(const StateDir& dir);
   // Whether somebody holds it now.
   static bool held(const StateDir& dir);
 

@@ -12,13 +12,15 @@
 namespace tidemark::agent {
 namespace {
 constexpr auto kPublishInterval = std::chrono::milliseconds(250);
+constexpr auto kPaceInterval = std::chrono::seconds(1);
 constexpr auto kThrottleGrace = std::chrono::seconds(2);  // between one word of the server and the next
+constexpr WallMicros kLateUs = 30'000'000;                // older than this, a point's age wants a cause
 constexpr double kRateMemory = 0.3;                       // weight of the newest second in the rate
 }  // namespace
 
 StatusBoard::StatusBoard(StatusReport first, std::filesystem::path path, bool bar, const Clock& clock,
-                         const MemoryKeeper* keeper)
-    : report_(std::move(first)), path_(std::move(path)), bar_(bar), clock_(clock), keeper_(keeper) {
+                         const MemoryKeeper* keeper, Pace* pace)
+    : report_(std::move(first)), path_(std::move(path)), bar_(bar), clock_(clock), keeper_(keeper), pace_(pace) {
   report_.pid = ::getpid();
   report_.state_since_us = clock_.wall_us();
   ticker_ = std::jthread([this](std::stop_token stop) { tick(std::move(stop)); });
@@ -63,12 +65,50 @@ StatusReport StatusBoard::shown() const {
     report.cause = "the server asks to wait: " + throttle_;
     report.remedy = "it goes on by itself; if it lasts, the server's operator must look at its staging disk";
   }
+  if (keeper_ != nullptr) report.take(keeper_->get());
+  if (limit_) report.limited_by = to_string(*limit_);
+  const WallMicros held_us = std::max(report.newest_point_us, report.unchanged_as_of_us);
+  const bool late = held_us != 0 && clock_.wall_us() - held_us > kLateUs && report.state != State::rescan;
+  if (report.cause.empty() && limit_ && late) {
+    report.cause = cause_of(*limit_);
+    report.remedy = remedy_for(*limit_);
+  }
+  if (report.cause.empty() && !report.hooks_failure.empty()) {
+    report.cause = "the last application point: " + report.hooks_failure;
+    report.remedy = "mend the hook and try it: tidemark-agent point --application";
+  }
   return report;
 }
 
 void StatusBoard::set_disks(std::vector<DiskStatus> disks) {
   const std::lock_guard lock(mutex_);
   report_.disks = std::move(disks);
+}
+
+void StatusBoard::set_tracking(std::string tracking, WallMicros since_us, std::string reason) {
+  const std::lock_guard lock(mutex_);
+  report_.tracking = std::move(tracking);
+  report_.tracking_since_us = since_us;
+  report_.tracking_reason = std::move(reason);
+}
+
+void StatusBoard::set_application_point(EpochNumber epoch, WallMicros time_us) {
+  const std::lock_guard lock(mutex_);
+  report_.application_point = epoch;
+  report_.application_point_us = time_us;
+  report_.hooks_failure.clear();
+  report_.hooks_failure_us = 0;
+}
+
+void StatusBoard::set_hooks_failure(const std::string& failure) {
+  const std::lock_guard lock(mutex_);
+  report_.hooks_failure = failure;
+  report_.hooks_failure_us = clock_.wall_us();
+}
+
+void StatusBoard::set_rate_schedule(RateSchedule schedule) {
+  const std::lock_guard lock(mutex_);
+  rates_ = std::move(schedule);
 }
 
 void StatusBoard::set_certificate_expiry(WallMicros expires_us) {
@@ -112,10 +152,10 @@ StatusReport StatusBoard::report() const {
   {
     const std::lock_guard lock(mutex_);
     report = shown();
+    report.rate_cap = rates_.at(clock_.wall_us());
   }
   if (report.state == State::initial_sync)
     report.backlog_bytes = report.total_bytes - std::min(report.done_bytes, report.total_bytes);
-  if (keeper_ != nullptr) report.take(keeper_->get());
   report.updated_us = clock_.wall_us();
   return report;
 }
@@ -131,6 +171,10 @@ pb::Progress StatusBoard::message() const {
   message.set_backlog_bytes(report.backlog_bytes);
   message.set_cause(wire::clean_text(report.cause));
   message.set_remedy(wire::clean_text(report.remedy));
+  message.set_proven_us(report.proven_us);
+  message.set_differences(report.differences);
+  message.set_difference(wire::clean_text(report.difference));
+  message.set_difference_us(report.difference_us);
   return message;
 }
 
@@ -154,7 +198,15 @@ void StatusBoard::tick(std::stop_token stop) {
   std::mutex mutex;
   std::condition_variable_any asleep;
   std::unique_lock lock(mutex);
-  while (!asleep.wait_for(lock, stop, kPublishInterval, [&] { return stop.stop_requested(); })) publish();
+  auto pace_due = std::chrono::steady_clock::now();
+  while (!asleep.wait_for(lock, stop, kPublishInterval, [&] { return stop.stop_requested(); })) {
+    if (const auto now = std::chrono::steady_clock::now(); pace_ != nullptr && now >= pace_due) {
+      pace_due = now + kPaceInterval;
+      const std::lock_guard board_lock(mutex_);
+      limit_ = pace_->take(now);
+    }
+    publish();
+  }
 }
 
 }  // namespace tidemark::agent

@@ -33,17 +33,6 @@ EpochNumber number_in(const Json& json, const char* key) {
 // The moment up to which the newest point is known to hold what the machine holds.
 WallMicros as_of(const StatusReport& report) { return std::max(report.newest_point_us, report.unchanged_as_of_us); }
 
-std::string size_text(std::uint64_t bytes) {
-  constexpr std::array units = {"B", "KiB", "MiB", "GiB", "TiB"};
-  auto value = static_cast<double>(bytes);
-  std::size_t unit = 0;
-  while (value >= 1024 && unit + 1 < units.size()) {
-    value /= 1024;
-    ++unit;
-  }
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
-}
-
 std::string duration_text(std::uint64_t seconds) {
   if (seconds >= 3600) return fmt::format("{}h{:02}m", seconds / 3600, seconds / 60 % 60);
   if (seconds >= 60) return fmt::format("{}m{:02}s", seconds / 60, seconds % 60);
@@ -63,6 +52,17 @@ std::optional<std::uint64_t> eta_of(const StatusReport& report) {
 
 }  // namespace
 
+std::string size_text(std::uint64_t bytes) {
+  constexpr std::array units = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < units.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
+}
+
 std::string_view to_string(State state) { return kStates.at(static_cast<std::size_t>(state)); }
 
 void StatusReport::take(const Memory& memory) {
@@ -73,6 +73,10 @@ void StatusReport::take(const Memory& memory) {
   unchanged_as_of_us = memory.unchanged_as_of_us;
   alarm = memory.alarm;
   alarm_us = memory.alarm_us;
+  proven_us = memory.audit.proven_us;
+  differences = memory.audit.differences;
+  difference = memory.audit.difference;
+  difference_us = memory.audit.difference_us;
 }
 
 std::string report_json(const StatusReport& report, WallMicros now_us, std::optional<bool> running) {
@@ -90,6 +94,7 @@ std::string report_json(const StatusReport& report, WallMicros now_us, std::opti
   json["updated"] = time_or_null(report.updated_us);
   json["machine"] = report.machine.to_string();
   json["name"] = report.name;
+  json["command"] = report.command;
   json["server"] = report.server;
   json["connected"] = report.connected;
   json["state"] = to_string(report.state);
@@ -108,10 +113,24 @@ std::string report_json(const StatusReport& report, WallMicros now_us, std::opti
   json["newest_point"] = number_or_null(report.newest_point);
   json["newest_point_time"] = time_or_null(report.newest_point_us);
   json["unchanged_as_of"] = time_or_null(report.unchanged_as_of_us);
+  json["application_point"] = number_or_null(report.application_point);
+  json["application_point_time"] = time_or_null(report.application_point_us);
+  json["hooks_failure"] = report.hooks_failure;
+  json["hooks_failure_time"] = time_or_null(report.hooks_failure_us);
+  json["rate_limit_mib_s"] = report.rate_cap ? Json(report.rate_cap->limit_mib_s) : Json(nullptr);
+  json["rate_limit_until"] = time_or_null(report.rate_cap ? report.rate_cap->until_us : 0);
   json["cause"] = report.cause;
   json["remedy"] = report.remedy;
+  json["limited_by"] = report.limited_by;
   json["alarm"] = report.alarm;
   json["alarm_time"] = time_or_null(report.alarm_us);
+  json["proven_as_of"] = time_or_null(report.proven_us);
+  json["differences"] = report.differences;
+  json["difference"] = report.difference;
+  json["difference_time"] = time_or_null(report.difference_us);
+  json["tracking"] = report.tracking;
+  json["tracking_since"] = time_or_null(report.tracking_since_us);
+  json["tracking_reason"] = report.tracking_reason;
   json["disks"] = disks;
   json["certificate_expires"] = time_or_null(report.certificate_expires_us);
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -125,6 +144,7 @@ Result<StatusReport> parse_report(const std::string& text, const std::string& na
     report.updated_us = time_in(json, "updated");
     report.machine = MachineId::parse(json.at("machine").get<std::string>()).value_or(MachineId());
     report.name = json.at("name").get<std::string>();
+    report.command = json.at("command").get<std::string>();
     report.server = json.at("server").get<std::string>();
     report.connected = json.at("connected").get<bool>();
     const auto state = std::find(kStates.begin(), kStates.end(), json.at("state").get<std::string>());
@@ -141,10 +161,24 @@ Result<StatusReport> parse_report(const std::string& text, const std::string& na
     report.newest_point = number_in(json, "newest_point");
     report.newest_point_us = time_in(json, "newest_point_time");
     report.unchanged_as_of_us = time_in(json, "unchanged_as_of");
+    report.application_point = number_in(json, "application_point");
+    report.application_point_us = time_in(json, "application_point_time");
+    report.hooks_failure = json.at("hooks_failure").get<std::string>();
+    report.hooks_failure_us = time_in(json, "hooks_failure_time");
+    if (!json.at("rate_limit_mib_s").is_null())
+      report.rate_cap = RateCap{json.at("rate_limit_mib_s").get<double>(), time_in(json, "rate_limit_until")};
     report.cause = json.at("cause").get<std::string>();
     report.remedy = json.at("remedy").get<std::string>();
+    report.limited_by = json.at("limited_by").get<std::string>();
     report.alarm = json.at("alarm").get<std::string>();
     report.alarm_us = time_in(json, "alarm_time");
+    report.proven_us = time_in(json, "proven_as_of");
+    report.differences = json.at("differences").get<std::uint64_t>();
+    report.difference = json.at("difference").get<std::string>();
+    report.difference_us = time_in(json, "difference_time");
+    report.tracking = json.at("tracking").get<std::string>();
+    report.tracking_since_us = time_in(json, "tracking_since");
+    report.tracking_reason = json.at("tracking_reason").get<std::string>();
     report.certificate_expires_us = time_in(json, "certificate_expires");
     for (const Json& disk : json.at("disks")) {
       report.disks.push_back({disk.at("path").get<std::string>(), disk.at("name").get<std::string>(),
@@ -167,6 +201,7 @@ std::string report_text(const StatusReport& report, WallMicros now_us, bool runn
   if (!report.remedy.empty()) text += "remedy     " + report.remedy + "\n";
   if (running && report.total_bytes > 0 && report.done_bytes < report.total_bytes)
     text += "progress   " + progress_line(report, 40) + "\n";
+  if (running && !report.limited_by.empty()) text += "limited by " + report.limited_by + "\n";
   if (report.newest_point.value() != 0) {
     text +=
         fmt::format("point      epoch {} of {}", report.newest_point.value(), format_rfc3339(report.newest_point_us));
@@ -181,6 +216,27 @@ std::string report_text(const StatusReport& report, WallMicros now_us, bool runn
   if (report.durable_epoch.value() != 0) {
     text += fmt::format("durable    epoch {}{}\n", report.durable_epoch.value(),
                         report.durable_consistency.empty() ? "" : ", " + report.durable_consistency);
+  }
+  if (report.proven_us != 0) text += "complete   proven by comparison as of " + format_rfc3339(report.proven_us) + "\n";
+  if (report.differences != 0) {
+    text += fmt::format("DIFFERED   {} blocks so far, the last one at {}: {}\n", report.differences,
+                        format_rfc3339(report.difference_us), report.difference);
+  }
+  if (report.application_point.value() != 0)
+    text += fmt::format("app point  epoch {} of {}\n", report.application_point.value(),
+                        format_rfc3339(report.application_point_us));
+  if (!report.hooks_failure.empty())
+    text += fmt::format("hooks      {}: {}\n", format_rfc3339(report.hooks_failure_us), report.hooks_failure);
+  if (running && report.rate_cap && (report.rate_cap->limit_mib_s > 0 || report.rate_cap->until_us != 0)) {
+    text += "rate       " +
+            (report.rate_cap->limit_mib_s > 0 ? fmt::format("at most {:g} MiB/s", report.rate_cap->limit_mib_s)
+                                              : std::string("no limit")) +
+            (report.rate_cap->until_us == 0 ? "" : " until " + format_rfc3339(report.rate_cap->until_us)) + "\n";
+  }
+  if (report.tracking == "ebpf") {
+    text += "tracking   in the kernel (ebpf), gapless since " + format_rfc3339(report.tracking_since_us) + "\n";
+  } else if (!report.tracking.empty()) {
+    text += fmt::format("tracking   none: everything is compared by digests ({})\n", report.tracking_reason);
   }
   if (report.backlog_bytes > 0) text += "backlog    " + size_text(report.backlog_bytes) + "\n";
   for (const DiskStatus& disk : report.disks)

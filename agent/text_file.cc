@@ -6,8 +6,13 @@
 #include <cerrno>
 
 #include "agent/file_descriptor.h"
+#include "base/crypto.h"
+#include "base/hex.h"
 
 namespace tidemark::agent {
+namespace {
+constexpr std::string_view kChecksumLine = "\nsha256 ";
+}
 
 Result<std::string> read_text_file(const std::filesystem::path& path, std::size_t size_max) {
   const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -59,6 +64,22 @@ Status write_file_atomically(const std::filesystem::path& path, std::string_view
   if (!directory) return fail_errno(errno, folder.string(), "open");
   if (::fsync(directory.get()) != 0) return fail_errno(errno, folder.string(), "sync");
   return {};
+}
+
+std::string with_checksum(std::string_view text) {
+  return std::string(text).append(kChecksumLine).append(to_hex(sha256(text))) + "\n";
+}
+
+std::optional<std::string> without_checksum(std::string_view text, std::string& why) {
+  const std::size_t end = text.rfind(kChecksumLine);
+  if (end == std::string_view::npos) {
+    why = "cut short";
+    return std::nullopt;
+  }
+  std::string body(text.substr(0, end));
+  if (with_checksum(body) == text) return body;
+  why = "its checksum does not fit";
+  return std::nullopt;
 }
 
 }  // namespace tidemark::agent

@@ -24,4 +24,9 @@ std::optional<std::string> read_line(const std::filesystem::path& path);
 Status write_file_atomically(const std::filesystem::path& path, std::string_view content, mode_t mode,
                              bool durable = true);
 
+// A text with a last line that holds its SHA-256, and the text without it; nothing, and why not ("cut short", ...),
+// when the line is not there or does not fit.
+std::string with_checksum(std::string_view text);
+std::optional<std::string> without_checksum(std::string_view text, std::string& why);
+
 }  // namespace tidemark::agent

@@ -2,10 +2,10 @@
 
 namespace tidemark::agent {
 
-Result<Suspects> DigestComparison::begin_round(const std::vector<std::uint64_t>&) {
-  return Suspects{true, "changes are found by comparing digests", {}};
+Result<Suspects> DigestComparison::begin_round(const RoundStart&) {
+  return Suspects{true, "changes are found by comparing digests", false};
 }
 
-Result<std::optional<std::vector<std::vector<GranuleRange>>>> DigestComparison::end_round() { return std::nullopt; }
+Status DigestComparison::cut() { return fail(Code::internal, "tracker", "digests know no moment"); }
 
 }  // namespace tidemark::agent

@@ -1,24 +1,28 @@
-// Knowing what may have changed. The seam between the sync engine and whatever tracks writes.
+// Knowing what may have changed, and when. The seam between the sync engine and whatever tracks writes.
 //
-// A tracker keeps three sets of granules: *collecting* (marked now), *being read* (taken by begin_round), and *sent,
-// not yet durable*. Only durable() clears anything: after a failure or a cut link everything that was taken is due
-// again.
+// A tracker keeps three sets of granules: *collecting* (marked now), *being read* and *sent, not yet durable*. Only
+// durable() clears anything: after a failure, a cut link or the agent's death everything that was taken is due again.
 //
-//   begin_round  -> flips: collecting becomes being read, a new generation collects; says what to read
-//   end_round    -> were granules that were read hit again meanwhile? None: what was read is one moment's state
-//   sent         -> being read becomes sent
-//   durable      -> sent is cleared
-//   failed       -> being read and sent go back to what is due
+//   begin_round  -> what does the round begin with: everything, or what is marked
+//   cut          -> a moment T: what was marked before it becomes due, a new generation collects
+//   next         -> of what is due, the next piece to read
+//   hits         -> were these granules, just read, marked again since T? Nothing of the round was: what was read, on
+//                   the base, is the machine at T
+//   sent         -> what was taken is on its way in this epoch
+//   durable      -> ... and is forgotten
+//   failed       -> ... or is due again
 //
-// All calls come from the engine's thread. Disks are indices of the engine's list.
+// All calls come from the engine's thread, except hits(), which may come from several. Disks are indices of the
+// engine's list.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
+#include "base/ids.h"
 #include "base/status.h"
 
 namespace tidemark::agent {
@@ -28,33 +32,58 @@ struct GranuleRange {
   std::uint64_t count = 0;
 };
 
-// What a round has to look at.
+struct RoundStart {
+  EpochNumber base;      // what the server has
+  EpochNumber number;    // of the epoch to make
+  bool whole = false;    // no base is known: everything is read, whatever is marked
+  bool resumed = false;  // it goes on with an epoch that was begun before
+};
+
+// What a round begins with.
 struct Suspects {
-  bool everything = true;  // nothing is known: compare all of every disk with the server's digests
+  bool everything = true;  // all of every disk, compared with the server's digests where it has them
   std::string why;         // when everything: a sentence for the log
-  std::vector<std::vector<GranuleRange>> by_disk;  // when not: sorted, disjoint, for each disk
+  bool covered = false;    // resumed: whatever changed since the epoch was begun is marked
 };
 
 class Tracker {
  public:
   virtual ~Tracker() = default;
-  // `sizes` of the disks as they are now; another number of them, or another size, means that nothing is known.
-  virtual Result<Suspects> begin_round(const std::vector<std::uint64_t>& sizes) = 0;
-  // Granules of this round that were written since begin_round. Nothing: the tracker cannot tell, the witnesses of the
-  // sources decide (agent/consistency.h). An empty list: none was, the round is an exact cut.
-  virtual Result<std::optional<std::vector<std::vector<GranuleRange>>>> end_round() = 0;
-  virtual void sent() = 0;
-  virtual void durable() = 0;
+  // Can it tell? If not, only begin_round is called, and the witnesses of the sources decide (agent/consistency.h).
+  virtual bool exact() const = 0;
+  virtual WallMicros since_us() const = 0;  // nothing escaped it since then; 0: it tracks nothing
+  virtual Result<Suspects> begin_round(const RoundStart& start) = 0;
+
+  virtual Status cut() = 0;
+  virtual WallMicros cut_us() const = 0;  // T lies at most kCutWidth behind it
+  // These granules are due, marked or not.
+  virtual void want(std::size_t disk, const GranuleRange& range) = 0;
+  // Up to `granules_max` of one disk, ascending, at least one. None: the round has seen all that was due at T. The
+  // first cut of a round gives all that is not durable, a later one what was marked since the one before.
+  virtual std::vector<GranuleRange> next(std::size_t& disk, std::uint64_t granules_max) = 0;
+  virtual std::uint64_t hits(std::size_t disk, const GranuleRange& range) const = 0;
+  // Nothing can have escaped since the last cut.
+  virtual bool sound() = 0;
+
+  virtual void sent(EpochNumber epoch) = 0;
+  virtual void durable(EpochNumber epoch) = 0;
   virtual void failed() = 0;
 };
 
-// Tracks nothing: every round compares everything, and hits are unknown.
+// Tracks nothing: every round compares everything.
 class DigestComparison final : public Tracker {
  public:
-  Result<Suspects> begin_round(const std::vector<std::uint64_t>& sizes) override;
-  Result<std::optional<std::vector<std::vector<GranuleRange>>>> end_round() override;
-  void sent() override {}
-  void durable() override {}
+  bool exact() const override { return false; }
+  WallMicros since_us() const override { return 0; }
+  Result<Suspects> begin_round(const RoundStart& start) override;
+  Status cut() override;
+  WallMicros cut_us() const override { return 0; }
+  void want(std::size_t, const GranuleRange&) override {}
+  std::vector<GranuleRange> next(std::size_t&, std::uint64_t) override { return {}; }
+  std::uint64_t hits(std::size_t, const GranuleRange&) const override { return 0; }
+  bool sound() override { return false; }
+  void sent(EpochNumber) override {}
+  void durable(EpochNumber) override {}
   void failed() override {}
 };
 

@@ -47,7 +47,7 @@ class PlainQueue final : public IoQueue {
   }
   std::size_t in_flight() const override { return waiting_.size(); }
   int event_fd() const override { return -1; }
-  std::size_t wait() override { return reap(); }
+  std::size_t wait(std::size_t) override { return reap(); }
 
  private:
   struct Write {

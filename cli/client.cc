@@ -2,14 +2,17 @@
 
 #include <fcntl.h>
 #include <httplib.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "base/check.h"
 
@@ -47,6 +50,55 @@ int connect_unix(const std::string& path) {
   return -1;
 }
 
+// One connection. httplib asks for 4 KiB at a time, each with a poll and a recv: gigabytes come through here, so they
+// are received in larger pieces.
+class UnixStream final : public httplib::Stream {
+ public:
+  UnixStream(int fd, std::vector<char>& buffer) : fd_(fd), buffer_(buffer) {}
+
+  bool is_readable() const override { return at_ < end_ || wait_for(POLLIN); }
+  bool is_writable() const override { return wait_for(POLLOUT); }
+  ssize_t read(char* to, std::size_t size) override {
+    if (at_ == end_) {
+      if (!wait_for(POLLIN)) return -1;
+      const ssize_t got = retried([&] { return ::recv(fd_, buffer_.data(), buffer_.size(), 0); });
+      if (got <= 0) return got;
+      at_ = 0;
+      end_ = static_cast<std::size_t>(got);
+    }
+    const std::size_t taken = std::min(size, end_ - at_);
+    std::memcpy(to, buffer_.data() + at_, taken);
+    at_ += taken;
+    return static_cast<ssize_t>(taken);
+  }
+  ssize_t write(const char* from, std::size_t size) override {
+    if (!wait_for(POLLOUT)) return -1;
+    return retried([&] { return ::send(fd_, from, size, MSG_NOSIGNAL); });
+  }
+  void get_remote_ip_and_port(std::string& ip, int& port) const override { ip.clear(), port = 0; }
+  void get_local_ip_and_port(std::string& ip, int& port) const override { ip.clear(), port = 0; }
+  socket_t socket() const override { return fd_; }
+
+ private:
+  template <typename Call>
+  static ssize_t retried(const Call& call) {
+    ssize_t result = 0;
+    do result = call();
+    while (result < 0 && errno == EINTR);
+    return result;
+  }
+  bool wait_for(short event) const {
+    pollfd polled{.fd = fd_, .events = event, .revents = 0};
+    return retried([&] {
+             return ::poll(&polled, 1, static_cast<int>(std::chrono::milliseconds(kAnswerTimeout).count()));
+           }) > 0;
+  }
+
+  int fd_;
+  std::vector<char>& buffer_;
+  std::size_t at_ = 0, end_ = 0;  // of the buffer: received, and not yet asked for
+};
+
 // httplib has no unix sockets, but lets a client make its connection itself.
 class UnixClient final : public httplib::ClientImpl {
  public:
@@ -69,7 +121,13 @@ class UnixClient final : public httplib::ClientImpl {
   }
 
  private:
+  bool process_socket(const Socket& socket, std::function<bool(httplib::Stream&)> exchange) override {
+    UnixStream stream(socket.sock, buffer_);
+    return exchange(stream);
+  }
+
   std::string path_;
+  std::vector<char> buffer_ = std::vector<char>(256 << 10);
   int connect_error_ = 0;
   std::uint64_t connections_ = 0;
 };
@@ -267,6 +325,8 @@ void AdminClient::stop() {
   impl_->stopped = true;
   impl_->http.stop();
 }
+
+bool AdminClient::stopped() const { return impl_->stopped; }
 
 const std::string& AdminClient::socket_path() const { return impl_->path; }
 

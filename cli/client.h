@@ -53,6 +53,7 @@ class AdminClient {
 
   // Ends the request in flight, and all later ones, with Code::cancelled.
   void stop();
+  bool stopped() const;
 
   const std::string& socket_path() const;
 

@@ -23,10 +23,13 @@ Outcome create_clones(Context& context, const std::string& machine, const CloneR
   const json& clones = array_at(made, "clones");
   if (clones.empty()) return fail(Code::internal, machine, "the server's answer names no clone");
   const std::string first = clean(text_at(clones.front(), "name"));
-  context.out << fmt::format("{}: {} of epoch {}{}\n",
+  // 0: nothing was written to the clone that it was made of.
+  const auto epoch = number_at(point, "epoch").value_or(0);
+  context.out << fmt::format("{}: {} of {}{}\n",
                              clones.size() == 1 ? first : first + " to " + clean(text_at(clones.back(), "name")),
                              clones.size() == 1 ? "a clone" : fmt::format("{} clones", clones.size()),
-                             number_at(point, "epoch").value_or(0), time ? " of " + human_time(*time) : "");
+                             epoch != 0 ? fmt::format("epoch {}", epoch) : "what " + clean(machine) + " stands on",
+                             time ? " of " + human_time(*time) : "");
   context.out << fmt::format("read it:  tidemark export clone:{} --output ./{}/\n", first, first);
   context.out << fmt::format("drop it:  tidemark clone drop {}\n", first);
   return 0;
@@ -55,6 +58,23 @@ Outcome list_clones(Context& context) {
                number_at(clone, "written_epoch").value_or(0) == 0 ? "no" : "yes", moment(clone, "created", now),
                or_dash(text_at(clone, "by"))});
   table.print(context.out);
+  return 0;
+}
+
+Outcome serve_clone(Context& context, const std::string& name, const std::string& nbd) {
+  const json served = TIDEMARK_TRY(context.client.post("/v1/clones/" + path_segment(name) + "/serve", {{"nbd", nbd}}));
+  if (context.json) return answer(context, served);
+  const std::string uri = clean(text_at(served, "uri"));
+  context.out << fmt::format("{}: served at {}\n", clean(name), clean(text_at(served, "nbd")));
+  context.out << fmt::format("look at it:  nbdinfo '{}'\n", uri);
+  context.out << fmt::format("end it:      tidemark clone unserve {}\n", clean(name));
+  return 0;
+}
+
+Outcome unserve_clone(Context& context, const std::string& name) {
+  TIDEMARK_TRY(context.client.remove("/v1/clones/" + path_segment(name) + "/serve"));
+  if (context.json) return answer(context, {{"unserved", name}});
+  context.out << clean(name) << ": not served any more\n";
   return 0;
 }
 

@@ -16,6 +16,9 @@ struct CloneRequest {
 };
 Outcome create_clones(Context& context, const std::string& machine, const CloneRequest& request);
 Outcome list_clones(Context& context);
+// A socket where this clone alone is to be had over NBD, its first disk under the name "" too.
+Outcome serve_clone(Context& context, const std::string& name, const std::string& nbd);
+Outcome unserve_clone(Context& context, const std::string& name);
 Outcome drop_clones(Context& context, const std::vector<std::string>& names);
 
 }  // namespace tidemark::cli

@@ -9,6 +9,7 @@
 #include "cli/format.h"
 #include "cli/output.h"
 #include "cli/retention.h"
+#include "cli/space.h"
 
 namespace tidemark::cli {
 namespace {
@@ -72,11 +73,24 @@ void print_machine(const Context& context, const json& machine) {
         newest ? fmt::format("epoch {}, {}", *newest, moment(machine, "newest_point_time", now)) : "none yet");
   if (time_at(machine, "unchanged_as_of")) field(out, "unchanged as of", moment(machine, "unchanged_as_of", now));
   field(out, "lag", seconds_of(machine, "lag_seconds") + ", backlog " + size_of(machine, "backlog_bytes"));
+  if (const auto damage = machine.find("damage"); damage != machine.end() && damage->is_object())
+    field(out, "damage",
+          fmt::format("{} blocks, {}, {} points affected{}; see `tidemark damage`",
+                      number_at(*damage, "extents").value_or(0), size_of(*damage, "bytes"),
+                      number_at(*damage, "points").value_or(0),
+                      flag_at(*damage, "newest") ? ", the newest state too" : ", not the newest state"));
   field(out, "durable epoch", std::to_string(number_at(machine, "durable_epoch").value_or(0)));
   for (const json& disk : array_at(machine, "disks"))
     field(out, "disk",
           fmt::format("{}  {}  {}", number_at(disk, "disk").value_or(0), or_dash(text_at(disk, "name")),
                       size_of(disk, "size")));
+  if (time_at(machine, "proven_as_of"))
+    field(out, "complete", "proven by comparison as of " + moment(machine, "proven_as_of", now));
+  if (const auto differences = number_at(machine, "differences").value_or(0); differences != 0) {
+    field(out, "differed",
+          fmt::format("{} blocks so far, the last one at {}", differences, moment(machine, "difference_time", now)));
+  }
+  field(out, "stored", stored_of(machine) + ", quota " + quota_of(machine));
   field(out, "agent", or_dash(text_at(machine, "agent_version")));
   field(out, "certificate expires", moment(machine, "certificate_expires", now));
   field(out, "partition", std::to_string(number_at(machine, "partition").value_or(0)));
@@ -151,11 +165,14 @@ Outcome list_machines(Context& context) {
                {"LAG", right},
                {"BACKLOG", right},
                {"NEWEST POINT"},
+               {"STORED", right},
+               {"QUOTA", right},
                {"DISKS"}});
   for (const json& machine : machines)
     table.add({or_dash(text_at(machine, "name")), state_of(machine), percent_of(machine),
                seconds_of(machine, "eta_seconds"), seconds_of(machine, "lag_seconds"),
-               size_of(machine, "backlog_bytes"), moment(machine, "newest_point_time", now), disks_of(machine)});
+               size_of(machine, "backlog_bytes"), moment(machine, "newest_point_time", now), stored_of(machine),
+               quota_of(machine), disks_of(machine)});
   table.print(context.out);
   bool first = true;
   for (const json& machine : machines) {
@@ -211,6 +228,7 @@ Outcome list_points(Context& context, const std::string& machine, std::uint64_t 
                {"TIME"},
                {"AGE", right},
                {"CONSISTENCY"},
+               {"VERIFIED"},
                {"CHANGED", right},
                {"STORED", right},
                {"DISKS"},
@@ -220,60 +238,12 @@ Outcome list_points(Context& context, const std::string& machine, std::uint64_t 
     const auto time = time_at(point, "time");
     const std::string age = time ? human_duration((now - *time) / 1'000'000) : "-";
     table.add({std::to_string(number_at(point, "epoch").value_or(0)), time ? human_time(*time) : "-", age,
-               or_dash(text_at(point, "consistency")), size_of(point, "plain_bytes"), size_of(point, "stored_bytes"),
-               disks_of(point), holds_of(point), expiry_of(point, now)});
+               or_dash(text_at(point, "consistency")), flag_at(point, "verified") ? "yes" : "no",
+               size_of(point, "plain_bytes"), size_of(point, "stored_bytes"), disks_of(point), holds_of(point),
+               expiry_of(point, now)});
   }
   table.print(context.out);
   return 0;
-}
-
-Outcome run_export(Context& context, const ExportRequest& request) {
-  Progress progress(context.err, context.terminal && !context.json);
-  const auto started = context.clock.monotonic();
-  const json manifest = TIDEMARK_TRY(export_point(context.client, request, progress));
-  if (context.json) return answer(context, manifest);
-  const double seconds = std::chrono::duration<double>(context.clock.monotonic() - started).count();
-  std::uint64_t total = 0;
-  for (const json& disk : manifest["disks"]) {
-    const std::uint64_t size = number_at(disk, "size").value_or(0);
-    total += size;
-    context.out << fmt::format("{}  {}  {}  sha256 {}\n", clean(text_at(disk, "name")), human_size(size),
-                               text_at(disk, "file"), text_at(disk, "sha256"));
-  }
-  const auto time = time_at(manifest, "time");
-  context.out << fmt::format(
-      "{}: epoch {}, the machine as of {}, {}-consistent; {} in {:.1f} s, {}/s\n", clean(request.machine),
-      number_at(manifest, "epoch").value_or(0), time ? human_time(*time) : "-", text_at(manifest, "consistency"),
-      human_size(total), seconds,
-      human_size(static_cast<std::uint64_t>(static_cast<double>(total) / std::max(seconds, 0.001))));
-  return 0;
-}
-
-Outcome run_verify(Context& context, const std::string& machine, const std::string& at) {
-  Progress progress(context.err, context.terminal && !context.json);
-  const json verdict = TIDEMARK_TRY(verify_point(context.client, machine, at, progress));
-  const bool sound = flag_at(verdict, "ok");
-  if (context.json) {
-    answer(context, verdict);
-    return sound ? 0 : 1;
-  }
-  const auto time = time_at(verdict, "time");
-  const std::string which =
-      fmt::format("epoch {} of {}", number_at(verdict, "epoch").value_or(0), time ? human_time(*time) : "-");
-  if (sound) {
-    if (const auto digests = verdict.find("sha256"); digests != verdict.end() && digests->is_object())
-      for (const auto& [disk, digest] : digests->items())
-        context.out << clean(disk) << "  sha256 " << (digest.is_string() ? digest.get<std::string>() : digest.dump())
-                    << '\n';
-    context.out << clean(machine) << ": " << which << ": every block is what was stored\n";
-    return 0;
-  }
-  for (const json& damage : array_at(verdict, "damaged"))
-    context.err << "tidemark: " << clean(damage.is_string() ? damage.get<std::string>() : damage.dump()) << '\n';
-  Error error{Code::corrupt, machine + ", " + which, "it is damaged, in the places named above",
-              "recover from another point: `tidemark points " + machine + "`"};
-  context.err << "tidemark: " << clean(error.message()) << '\n';
-  return 1;
 }
 
 Outcome show_server(Context& context) {
@@ -300,23 +270,6 @@ Outcome show_server(Context& context) {
     field(context.out, key.c_str(), clean(text));
   }
   return 0;
-}
-
-Outcome show_health(Context& context) {
-  // An unhealthy server answers with 503 and the same body, so the body is what counts.
-  const json health = TIDEMARK_TRY(context.client.get_health());
-  const bool ok = flag_at(health, "ok");
-  if (context.json) {
-    answer(context, health);
-    return ok ? 0 : 1;
-  }
-  Table table({{"PARTITION", Table::Align::right}, {"STATE"}, {"WHY"}});
-  for (const json& partition : array_at(health, "partitions"))
-    table.add({std::to_string(number_at(partition, "id").value_or(0)), or_dash(text_at(partition, "state")),
-               clean(text_at(partition, "why"))});
-  table.print(context.out);
-  context.out << (ok ? "every partition serves\n" : "not every partition serves\n");
-  return ok ? 0 : 1;
 }
 
 }  // namespace tidemark::cli

@@ -9,7 +9,6 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "cli/client.h"
-#include "cli/export.h"
 
 namespace tidemark::cli {
 
@@ -40,11 +39,8 @@ Outcome decide_quarantine(Context& context, const std::string& machine, bool acc
 Outcome revoke_machine(Context& context, const std::string& machine);
 
 Outcome list_points(Context& context, const std::string& machine, std::uint64_t limit, bool fuzzy);
-Outcome run_export(Context& context, const ExportRequest& request);
-Outcome run_verify(Context& context, const std::string& machine, const std::string& at);
 
 Outcome show_server(Context& context);
-Outcome show_health(Context& context);
 
 // "90s", "15m", "1h", "2d" in seconds.
 Result<std::uint64_t> parse_duration(const std::string& text);

@@ -1,228 +1,176 @@
 #include "cli/export.h"
 
+#include <fmt/format.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <ostream>
 
 #include "base/hex.h"
-#include "cli/disk_map.h"
+#include "cli/convert.h"
+#include "cli/export_parts.h"
 #include "cli/format.h"
-#include "cli/image_file.h"
+#include "cli/output.h"
 
 namespace tidemark::cli {
-namespace {
 
 using nlohmann::json;
 
-struct Disk {
-  std::uint64_t number = 0;
-  std::string name;
-  std::uint64_t size = 0;
-};
-
-struct Point {
-  json answer;
-  std::uint64_t epoch = 0;
-  std::vector<Disk> disks;
-};
-
-std::unexpected<Error> odd_answer(std::string what) {
-  return fail(Code::protocol, "admin API", std::move(what), "use a tidemarkd of the same version");
-}
-
-std::string point_path(const std::string& machine, const std::string& at, const std::string& rest = {}) {
-  return machine_path(machine, "/points/" + path_segment(at) + rest);
-}
-
-Result<Point> read_point(AdminClient& client, const std::string& machine, const std::string& at) {
-  Point point;
-  point.answer = TIDEMARK_TRY(client.get(point_path(machine, at)));
-  const auto epoch = number_at(point.answer, "epoch");
-  if (!epoch) return odd_answer("a point without an epoch");
-  point.epoch = *epoch;
-  for (const json& entry : array_at(point.answer, "disks")) {
-    const auto number = number_at(entry, "disk");
-    const auto size = number_at(entry, "size");
-    if (!number || !size) return odd_answer("a disk without a number or a size");
-    std::string name = text_at(entry, "name");
-    if (name.empty()) name = "disk" + std::to_string(*number);
-    point.disks.push_back({*number, std::move(name), *size});
-  }
-  if (point.disks.empty()) return odd_answer("a point without disks");
-  return point;
-}
-
-// "data" of "data.img"; what cannot stand in a file name is replaced. Unique among `taken`.
-std::string file_name(const Disk& disk, std::set<std::string>& taken) {
+std::string image_name(const Disk& disk, const std::string& format, std::set<std::string>& taken) {
   std::string stem = disk.name.substr(disk.name.rfind('/') + 1);
   std::ranges::replace_if(stem, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; }, '_');
   if (stem.ends_with(".img") || stem.ends_with(".raw")) stem.resize(stem.size() - 4);
   if (stem.empty() || stem.front() == '.' || stem.size() > 200) stem = "disk" + std::to_string(disk.number);
-  std::string name = stem + ".img";
+  const std::string ending = format == "raw" ? ".img" : "." + format;
+  std::string name = stem + ending;
   if (!taken.insert(name).second) {
-    name = stem + "-" + std::to_string(disk.number) + ".img";
+    name = stem + "-" + std::to_string(disk.number) + ending;
     taken.insert(name);
   }
   return name;
 }
 
-// A server ends an answer early when it cannot read what is stored; one that is gone cannot be asked.
-Error why_cut_off(AdminClient& client, const ExportRequest& request, const Disk& disk, std::uint64_t epoch,
-                  std::uint64_t position, Error error) {
-  if (error.code != Code::unavailable || !client.get("/v1/server")) return error;
-  return {Code::corrupt, request.machine + "/" + disk.name,
-          "the server broke off at byte " + std::to_string(position) + ": it could not read what is stored there",
-          "`tidemark verify " + request.machine + " --at epoch:" + std::to_string(epoch) +
-              "` names what is damaged; another point may be whole; see tidemarkd's log"};
-}
-
-Status fetch(AdminClient& client, const std::string& disk_path, std::uint64_t epoch, const Extent& extent,
-             ImageFile& image, Progress& progress) {
-  AdminClient::StreamRequest request;
-  request.path = disk_path + "/data";
-  request.range = AdminClient::Range{extent.offset, extent.length};
-  request.epoch = epoch;
-  const std::uint64_t end = extent.offset + extent.length;
-  const auto take = [&](std::span<const std::byte> bytes) -> Status {
-    if (bytes.size() > end - image.position()) return odd_answer("more bytes than were asked for");
-    TIDEMARK_TRY(image.append(bytes));
-    progress.add(bytes.size());
-    return {};
-  };
-  TIDEMARK_TRY(client.stream(request, take));
-  if (image.position() != end)
-    return odd_answer("asked for " + std::to_string(extent.length) + " bytes at " + std::to_string(extent.offset) +
-                      ", the answer is " + std::to_string(end - image.position()) + " bytes short");
-  return {};
-}
-
-Result<json> export_disk(AdminClient& client, const ExportRequest& request, const Point& point, const Disk& disk,
-                         const std::string& name, const ExportTarget& target, Progress& progress) {
-  const std::string disk_path =
-      point_path(request.machine, "epoch:" + std::to_string(point.epoch), "/disks/" + std::to_string(disk.number));
+Result<std::vector<Extent>> read_map(AdminClient& client, const std::string& machine, std::uint64_t epoch,
+                                     const Disk& disk) {
   DiskMap map(disk.size);
-  AdminClient::StreamRequest map_request;
-  map_request.path = disk_path + "/map";
-  TIDEMARK_TRY(client.stream(map_request, [&](std::span<const std::byte> bytes) { return map.feed(bytes); }));
-  const std::vector<Extent> extents = TIDEMARK_TRY(std::move(map).finish());
-
-  ImageFile image = TIDEMARK_TRY(ImageFile::create(target.file_path(name), target.final_path(name), disk.size));
-  progress.start(disk.name, disk.size);
-  for (const Extent& extent : extents) {
-    if (extent.zero) {
-      TIDEMARK_TRY(image.append_zeroes(extent.length));
-      progress.add(extent.length);
-    } else {
-      auto fetched = fetch(client, disk_path, point.epoch, extent, image, progress);
-      if (!fetched)
-        return std::unexpected(
-            why_cut_off(client, request, disk, point.epoch, image.position(), std::move(fetched).error()));
-    }
-  }
-  const Sha256 digest = TIDEMARK_TRY(image.finish());
-  progress.finish();
-  return json{
-      {"disk", disk.number}, {"name", disk.name}, {"file", name}, {"size", disk.size}, {"sha256", to_hex(digest)}};
+  AdminClient::StreamRequest request;
+  request.path = point_path(machine, exactly(epoch), "/disks/" + std::to_string(disk.number) + "/map");
+  TIDEMARK_TRY(client.stream(request, [&](std::span<const std::byte> bytes) { return map.feed(bytes); }));
+  return std::move(map).finish();
 }
+
+Result<json> begin_manifest(AdminClient& client, const ExportRequest& request, const Point& point) {
+  const json machine = TIDEMARK_TRY(client.get(machine_path(request.machine)));
+  return json{{"format", kManifestFormat},
+              {"machine", request.machine},
+              {"machine_id", text_at(machine, "id")},
+              {"epoch", point.epoch},
+              {"time", text_at(point.answer, "time")},
+              {"arrival", text_at(point.answer, "arrival")},
+              {"consistency", text_at(point.answer, "consistency")},
+              {"image", request.format},
+              {"disks", json::array()}};
+}
+
+json journal_head(const json& manifest, const Disk& disk, const std::string& base) {
+  return {{"format", "tidemark-export-state/1"},
+          {"machine_id", manifest["machine_id"]},
+          {"epoch", manifest["epoch"]},
+          {"time", manifest["time"]},
+          {"arrival", manifest["arrival"]},
+          {"disk", disk.number},
+          {"size", disk.size},
+          {"piece", kCopyPiece},
+          {"base", base}};
+}
+
+namespace {
 
 bool names_directory(const std::string& path) {
   struct stat found{};
   return path.ends_with('/') || (::stat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode));
 }
 
-}  // namespace
-
-Result<json> find_point(AdminClient& client, const std::string& machine, const std::string& at) {
-  return TIDEMARK_TRY(read_point(client, machine, at)).answer;
+Result<json> export_disk(AdminClient& client, const ExportRequest& request, const json& manifest, const Disk& disk,
+                         const std::string& name, ExportTarget& target, ExportTarget::Kind kind, PointHold& hold,
+                         Progress& progress) {
+  if (request.format != "raw") {
+    const Sha256 digest = TIDEMARK_TRY(convert_disk(client, request.machine, manifest["epoch"].get<std::uint64_t>(),
+                                                    disk, request.format, target.file_path(name), hold, progress));
+    return json{
+        {"disk", disk.number}, {"name", disk.name}, {"file", name}, {"size", disk.size}, {"sha256", to_hex(digest)}};
+  }
+  CopyJob job{.machine = request.machine,
+              .epoch = manifest["epoch"].get<std::uint64_t>(),
+              .disk = disk,
+              .extents = {},
+              .changed = std::nullopt,
+              .threads = request.threads};
+  job.extents = TIDEMARK_TRY(read_map(client, request.machine, job.epoch, disk));
+  const bool to_device = kind == ExportTarget::Kind::device;
+  CopyJournal journal = TIDEMARK_TRY(CopyJournal::open(target.journal_path(name),
+                                                       journal_head(manifest, disk, to_device ? request.output : ""),
+                                                       target.final_path(name)));
+  RawImage image =
+      to_device ? TIDEMARK_TRY(RawImage::open_device(request.output, disk.size, request.force || journal.resumed()))
+                : TIDEMARK_TRY(RawImage::open_file(target.file_path(name), target.final_path(name), disk.size));
+  target.begun();
+  progress.start(disk.name, disk.size);
+  const Sha256 digest = TIDEMARK_TRY(copy_disk(client, job, image, journal, &hold, progress));
+  TIDEMARK_TRY(image.sync());
+  progress.finish();
+  return json{
+      {"disk", disk.number}, {"name", disk.name}, {"file", name}, {"size", disk.size}, {"sha256", to_hex(digest)}};
 }
+
+// What was begun is worth something: says how to go on with it.
+Error can_go_on(Error error, const ExportTarget& target) {
+  if (!target.worth_going_on()) return error;
+  error.remedy +=
+      (error.remedy.empty() ? "" : "; ") +
+      ("the same command goes on where this one stopped; to give it up, remove " + target.temporary() + "*");
+  return error;
+}
+
+}  // namespace
 
 Result<json> export_point(AdminClient& client, const ExportRequest& request, Progress& progress) {
   Point point = TIDEMARK_TRY(read_point(client, request.machine, request.at));
-  if (!request.disk.empty()) {
-    std::string known;
-    for (const Disk& disk : point.disks) known += (known.empty() ? "" : ", ") + disk.name;
-    std::erase_if(point.disks, [&](const Disk& disk) { return disk.name != request.disk; });
-    if (point.disks.empty())
-      return fail(Code::not_found, request.machine + "/" + request.disk, "no such disk at this point",
-                  "its disks are " + known);
-  }
-  const auto kind = point.disks.size() == 1 && !names_directory(request.output) ? ExportTarget::Kind::file
-                                                                                : ExportTarget::Kind::directory;
+  TIDEMARK_TRY(choose_disk(point, request.machine, request.disk));
+  using Kind = ExportTarget::Kind;
+  const bool device = is_block_device(request.output);
+  if (device && point.disks.size() != 1)
+    return fail(Code::invalid_argument, request.output, "one device cannot take several disks",
+                "choose one: --disk NAME");
+  const Kind kind = device                                                        ? Kind::device
+                    : point.disks.size() == 1 && !names_directory(request.output) ? Kind::file
+                                                                                  : Kind::directory;
+  PointHold hold = TIDEMARK_TRY(PointHold::take(client, request.machine, point));
+  json manifest = TIDEMARK_TRY(begin_manifest(client, request, point));
   ExportTarget target = TIDEMARK_TRY(ExportTarget::create(request.output, kind, request.force));
-
-  json manifest = {{"format", kManifestFormat},
-                   {"machine", request.machine},
-                   {"epoch", point.epoch},
-                   {"time", text_at(point.answer, "time")},
-                   {"consistency", text_at(point.answer, "consistency")},
-                   {"disks", json::array()}};
   std::set<std::string> taken = {kManifestName};
-  for (const Disk& disk : point.disks) {
-    const std::string name = file_name(disk, taken);
-    json exported = TIDEMARK_TRY(export_disk(client, request, point, disk, name, target, progress));
-    manifest["disks"].push_back(std::move(exported));
+  std::vector<std::string> names;
+  for (const Disk& disk : point.disks) names.push_back(image_name(disk, request.format, taken));
+  target.leave_only(taken);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    auto exported = export_disk(client, request, manifest, point.disks[i], names[i], target, kind, hold, progress);
+    if (!exported) return std::unexpected(can_go_on(std::move(exported).error(), target));
+    manifest["disks"].push_back(*std::move(exported));
   }
-  if (kind == ExportTarget::Kind::directory)
-    TIDEMARK_TRY(
-        write_small_file(target.file_path(kManifestName), target.final_path(kManifestName), manifest.dump(2) + "\n"));
-  TIDEMARK_TRY(target.keep());
+  if (kind == Kind::file)
+    manifest["disks"][0]["file"] = target.final_path({}).substr(target.final_path({}).rfind('/') + 1);
+  if (kind == Kind::device) manifest["disks"][0]["file"] = target.final_path({});
+  if (const auto kept = target.keep(manifest); !kept) return std::unexpected(can_go_on(kept.error(), target));
   for (json& disk : manifest["disks"]) disk["file"] = target.final_path(disk["file"].get<std::string>());
+  manifest["manifest"] = manifest_path(request.output, kind);
   return manifest;
 }
 
-Result<json> verify_point(AdminClient& client, const std::string& machine, const std::string& at, Progress& progress) {
-  const Point point = TIDEMARK_TRY(read_point(client, machine, at));
+Outcome run_export(Context& context, const ExportRequest& request) {
+  Progress progress(context.err, context.terminal && !context.json);
+  const auto started = context.clock.monotonic();
+  const json manifest = TIDEMARK_TRY(request.changed_since.empty() ? export_point(context.client, request, progress)
+                                                                   : update_export(context.client, request, progress));
+  if (context.json) return answer(context, manifest);
+  const double seconds = std::chrono::duration<double>(context.clock.monotonic() - started).count();
   std::uint64_t total = 0;
-  for (const Disk& disk : point.disks) total += disk.size;
-  progress.start(machine, total);
-
-  json verdict;
-  std::string line;
-  std::uint64_t current_disk = 0, done_before = 0, done_in_disk = 0;
-  const auto take_line = [&]() -> Status {
-    const json said = json::parse(line, nullptr, false);
-    if (!said.is_object()) return odd_answer("a line of the verification is not JSON");
-    if (const auto error = said.find("error"); error != said.end())
-      return fail(Code::io, text_at(*error, "object"), text_at(*error, "what"), text_at(*error, "remedy"));
-    if (said.contains("ok")) {
-      verdict = said;
-      return {};
-    }
-    const std::uint64_t disk = number_at(said, "disk").value_or(0);
-    if (disk != current_disk) done_before += std::exchange(done_in_disk, 0);
-    current_disk = disk;
-    done_in_disk = number_at(said, "done").value_or(done_in_disk);
-    progress.set(done_before + done_in_disk);
-    return {};
-  };
-  AdminClient::StreamRequest request;
-  request.method = "POST";
-  request.path = point_path(machine, "epoch:" + std::to_string(point.epoch), "/verify");
-  constexpr std::size_t kLineMax = 16 << 20;  // the last one names what is damaged
-  const auto take_bytes = [&](std::span<const std::byte> bytes) -> Status {
-    for (const std::byte byte : bytes) {
-      if (byte != std::byte{'\n'}) {
-        if (line.size() == kLineMax) return odd_answer("a line of the verification is too long");
-        line += static_cast<char>(byte);
-        continue;
-      }
-      if (!line.empty()) TIDEMARK_TRY(take_line());
-      line.clear();
-    }
-    return {};
-  };
-  TIDEMARK_TRY(client.stream(request, take_bytes));
-  if (!line.empty()) TIDEMARK_TRY(take_line());
-  progress.finish();
-  if (verdict.is_null())
-    return fail(Code::unavailable, client.socket_path(), "the server stopped before the verification was through",
-                "see tidemarkd's log, then try again");
-  verdict["machine"] = machine;
-  verdict["epoch"] = point.epoch;
-  verdict["time"] = text_at(point.answer, "time");
-  return verdict;
+  for (const json& disk : manifest["disks"]) {
+    const std::uint64_t size = number_at(disk, "size").value_or(0);
+    total += size;
+    context.out << fmt::format("{}  {}  {}  sha256 {}\n", clean(text_at(disk, "name")), human_size(size),
+                               text_at(disk, "file"), text_at(disk, "sha256"));
+  }
+  if (const auto changed = number_at(manifest, "changed_bytes"))
+    context.out << fmt::format("{} had changed and was written, the rest was checked\n", human_size(*changed));
+  const auto time = time_at(manifest, "time");
+  context.out << fmt::format(
+      "{}: epoch {}, the machine as of {}, {}-consistent; {} in {:.1f} s, {}/s; manifest {}\n", clean(request.machine),
+      number_at(manifest, "epoch").value_or(0), time ? human_time(*time) : "-", text_at(manifest, "consistency"),
+      human_size(total), seconds,
+      human_size(static_cast<std::uint64_t>(static_cast<double>(total) / std::max(seconds, 0.001))),
+      text_at(manifest, "manifest"));
+  return 0;
 }
 
 }  // namespace tidemark::cli

@@ -8,10 +8,18 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "cli/clients.h"
 #include "cli/clones.h"
 #include "cli/commands.h"
+#include "cli/diff.h"
+#include "cli/export.h"
+#include "cli/integrity.h"
 #include "cli/interrupt.h"
+#include "cli/mount.h"
+#include "cli/partitions.h"
 #include "cli/retention.h"
+#include "cli/space.h"
+#include "cli/verify.h"
 
 namespace tidemark::cli {
 namespace {
@@ -34,10 +42,14 @@ struct Options {
   LadderRequest ladder;
   PinRequest pin;
   CloneRequest clone;
+  std::string nbd;
   std::vector<std::string> names;
+  std::uint32_t partition = 0;
   std::uint64_t limit = 0;
   bool fuzzy = false;
   ExportRequest exported;
+  DiffRequest diff;
+  MountRequest mount;
   std::string at = "latest";
   std::function<Outcome(Context&)> command;
 };
@@ -85,7 +97,7 @@ void add_machine_commands(CLI::App& app, Options& options) {
   add_command(app, options, "machines", "lists all machines: state, progress, lag, newest point", "",
               [](Context& context) { return list_machines(context); });
   CLI::App* const machine =
-      app.add_subcommand("machine", "one machine: show, rename, remove, unremove, accept, keep, revoke");
+      app.add_subcommand("machine", "one machine: show, rename, quota, remove, unremove, accept, keep, revoke");
   machine->require_subcommand(0, 1)->fallthrough();
   add_machine(add_command(*machine, options, "show", "everything the server knows of it", "",
                           [&](Context& context) { return show_machine(context, options.machine); }),
@@ -95,6 +107,13 @@ void add_machine_commands(CLI::App& app, Options& options) {
                   [&](Context& context) { return rename_machine(context, options.machine, options.name); });
   add_machine(rename, options);
   rename->add_option("NEW", options.name, "the new name")->required();
+  CLI::App* const quota = add_command(
+      *machine, options, "quota", "sets how much its versions may take on the server, or none",
+      "From 90 % on a warning; at 100 % the machine is paused, with its points as they are, until pruning or a higher\n"
+      "quota makes room.\nExamples:\n  tidemark machine quota web1 200GiB\n  tidemark machine quota web1 none",
+      [&](Context& context) { return set_quota(context, options.machine, options.name); });
+  add_machine(quota, options);
+  quota->add_option("SIZE", options.name, "like 500MiB, 200GiB or 2TiB; or none")->required();
   CLI::App* const remove = add_command(
       *machine, options, "remove", "removes it and all of its recovery points, after the hold-off",
       "Asks for the name on a terminal; elsewhere --confirm is needed. Until the hold-off is over (24 h, unless the\n"
@@ -129,15 +148,22 @@ void add_point_commands(CLI::App& app, Options& options) {
   points->add_option("--limit", options.limit, "at most this many")->check(CLI::Range(1, 1'000'000));
   points->add_flag("--fuzzy", options.fuzzy,
                    "also the epochs that are no points, because the disks changed while they were read");
+}
 
+void add_data_commands(CLI::App& app, Options& options) {
   CLI::App* const exported = add_command(
-      app, options, "export", "writes the disks of a recovery point as raw, sparse images",
-      "One disk becomes a file. Several become a directory with a file for each and manifest.json (sizes, SHA-256), "
-      "and so\n"
-      "does one when PATH ends in a slash. Nothing stands under the final name before everything is there.\n"
+      app, options, "export", "writes the disks of a recovery point as raw, sparse images, or to a block device",
+      "One disk becomes a file, with PATH.manifest.json (sizes, SHA-256) beside it. Several become a directory with a "
+      "file\n"
+      "for each and manifest.json, and so does one when PATH ends in a slash. Nothing stands under the final name "
+      "before\n"
+      "everything is there; after an interruption the same command goes on where it stopped. A block device must not "
+      "be\n"
+      "mounted, and must be empty without --force.\n"
       "Examples:\n  tidemark export web1 --at latest --output ./web1/\n"
       "  tidemark export web1 --at -15m --disk vda --output vda.img\n"
-      "  tidemark export web1 --at 2026-11-20T10:15:03Z --disk vda --output vda.img --force",
+      "  tidemark export web1 --at latest --disk vda --output vda.img --changed-since epoch:7\n"
+      "  tidemark export web1 --at latest --disk vda --output /dev/sdx --force",
       [&](Context& context) {
         options.exported.machine = options.machine;
         options.exported.at = options.at;
@@ -145,19 +171,64 @@ void add_point_commands(CLI::App& app, Options& options) {
       });
   add_machine(exported, options);
   add_at(exported, options.at);
-  exported->add_option("--output,-o", options.exported.output, "the file or directory to make")
+  exported->add_option("--output,-o", options.exported.output, "the file or directory to make, or a block device")
       ->required()
       ->type_name("PATH");
   exported->add_option("--disk", options.exported.disk, "only the disk of this name")->type_name("NAME");
-  exported->add_flag("--force", options.exported.force, "replace what an earlier export left there");
+  exported
+      ->add_option("--changed-since", options.exported.changed_since,
+                   "PATH holds an export of this point: only what changed since is fetched and written to it")
+      ->type_name("MOMENT");
+  exported->add_option("--format", options.exported.format, "raw, or what qemu-img makes of it: qcow2, vmdk, vhdx")
+      ->check(CLI::IsMember({"raw", "qcow2", "vmdk", "vhdx"}))
+      ->capture_default_str();
+  exported->add_option("--threads", options.exported.threads, "how many pieces are fetched at a time")
+      ->check(CLI::Range(1, 6))
+      ->capture_default_str();
+  exported->add_flag("--force", options.exported.force, "replace what is there");
+
+  CLI::App* const mount = add_command(
+      app, options, "mount", "shows the files of a recovery point under a directory, read-only",
+      "The journal of the file system is replayed, in a clone that goes with the mount. Needs root, and nbdfuse.\n"
+      "Examples:\n  tidemark mount web1 /mnt --at -1h\n  tidemark unmount /mnt",
+      [&](Context& context) {
+        options.mount.machine = options.machine;
+        options.mount.at = options.at;
+        return mount_point(context, options.mount);
+      });
+  add_machine(mount, options);
+  mount->add_option("DIR", options.mount.directory, "an empty directory")->required();
+  add_at(mount, options.at);
+  mount->add_option("--disk", options.mount.disk, "which disk, when it has several")->type_name("NAME");
+  mount->add_option("--partition", options.mount.partition, "which partition, when several have a file system")
+      ->check(CLI::Range(1, 1024));
+  add_command(app, options, "unmount", "ends a mount", "",
+              [&](Context& context) { return unmount_point(context, options.mount.directory); })
+      ->add_option("DIR", options.mount.directory, "where it is")
+      ->required();
 
   CLI::App* const verify =
       add_command(app, options, "verify", "has the server read and check every block of a recovery point",
-                  "Exit status 1 when anything is damaged; what, is named.\n"
+                  "Tells at once what is damaged. Exit status 1 when anything is.\n"
                   "Example:\n  tidemark verify web1 --at latest",
                   [&](Context& context) { return run_verify(context, options.machine, options.at); });
   add_machine(verify, options);
   add_at(verify, options.at);
+
+  CLI::App* const diff = add_command(
+      app, options, "diff", "what changed between two recovery points: bytes and ranges, in granules of 4 KiB",
+      "What was written in between is found in the index, and compared: only what is another content is told. With\n"
+      "--written nothing is read or compared; what was written with the bytes that were there already is told too.\n"
+      "Examples:\n  tidemark diff web1 -1h latest\n  tidemark diff web1 epoch:7 epoch:9 --disk vda --json",
+      [&](Context& context) {
+        options.diff.machine = options.machine;
+        return run_diff(context, options.diff);
+      });
+  add_machine(diff, options);
+  diff->add_option("FROM", options.diff.from, kAtHelp)->required()->type_name("MOMENT");
+  diff->add_option("TO", options.diff.to, "the other point")->required()->type_name("MOMENT");
+  diff->add_option("--disk", options.diff.disk, "only the disk of this name")->type_name("NAME");
+  diff->add_flag("--written", options.diff.written, "what was written, changed or not; quick, however much that is");
 }
 
 void add_ladder_commands(CLI::App& app, Options& options) {
@@ -228,7 +299,8 @@ void add_pin_commands(CLI::App& app, Options& options) {
 }
 
 void add_clone_commands(CLI::App& app, Options& options) {
-  CLI::App* const clone = app.add_subcommand("clone", "writable copies of a point, made at once: create, list, drop");
+  CLI::App* const clone =
+      app.add_subcommand("clone", "writable copies of a point, made at once: create, list, serve, drop");
   clone->require_subcommand(0, 1)->fallthrough();
   CLI::App* const create =
       add_command(*clone, options, "create", "makes a clone of a recovery point",
@@ -249,9 +321,55 @@ void add_clone_commands(CLI::App& app, Options& options) {
       ->check(CLI::Range(1, 1024));
   add_command(*clone, options, "list", "lists all clones and what they stand on", "",
               [](Context& context) { return list_clones(context); });
+  CLI::App* const serve = add_command(
+      *clone, options, "serve", "opens a unix socket where the clone is a disk for any NBD client",
+      "Its first disk has the name \"\" there, all have their own. What clients write and flush is part of the clone; "
+      "a "
+      "clone that is served cannot be dropped. All clones and points are at nbd.sock in the data directory anyway.\n"
+      "Example:\n  tidemark clone serve check --nbd unix:/run/tidemark/check.sock\n"
+      "  qemu-nbd / qemu / nbdcopy ... 'nbd+unix:///?socket=/run/tidemark/check.sock'",
+      [&](Context& context) { return serve_clone(context, options.machine, options.nbd); });
+  serve->add_option("NAME", options.machine, "`tidemark clone list` lists them")->required();
+  serve->add_option("--nbd", options.nbd, "unix:/PATH of the socket to make")->required();
+  CLI::App* const unserve = add_command(*clone, options, "unserve", "closes that socket, and ends its clients", "",
+                                        [&](Context& context) { return unserve_clone(context, options.machine); });
+  unserve->add_option("NAME", options.machine, "`tidemark clone list` lists them")->required();
   CLI::App* const drop = add_command(*clone, options, "drop", "drops clones, with what was written to them", "",
                                      [&](Context& context) { return drop_clones(context, options.names); });
   drop->add_option("NAME", options.names, "`tidemark clone list` lists them")->required();
+}
+
+void add_client_commands(CLI::App& app, Options& options) {
+  CLI::App* const client =
+      app.add_subcommand("client", "certificates of those who open exports over TLS: list, revoke");
+  client->require_subcommand(0, 1)->fallthrough();
+  add_command(*client, options, "list", "lists the certificates that were issued, and which are revoked", "",
+              [](Context& context) { return list_clients(context); });
+  CLI::App* const revoke = add_command(
+      *client, options, "revoke", "refuses a client's certificates from now on, and ends its connections",
+      "For good: `tidemarkd certificate client NAME --out DIR` issues another one.\n"
+      "Examples:\n  tidemark client revoke auditor --reason \"left the company\"\n  tidemark client revoke 3f9a...",
+      [&](Context& context) { return revoke_client(context, options.name, options.reason); });
+  revoke->add_option("CLIENT", options.name, "its name; or the serial number of one certificate")->required();
+  revoke->add_option("--reason", options.reason, "why, for the audit log");
+}
+
+void add_integrity_commands(CLI::App& app, Options& options) {
+  CLI::App* const damage = add_command(
+      app, options, "damage", "lists stored data that is damaged, and the recovery points it concerns",
+      "What the newest state needs is sent again by the machine's agent; from then on it is healed, and older points\n"
+      "stay affected until they expire. Exit status 1 when something is not healed.\n"
+      "Examples:\n  tidemark damage\n  tidemark damage web1",
+      [&](Context& context) { return show_damage(context, options.machine); });
+  damage->add_option("MACHINE", options.machine, "only this machine's: its name or its id");
+  CLI::App* const scrub = app.add_subcommand("scrub", "reads and checks all that is stored: start, status, stop");
+  scrub->require_subcommand(0, 1)->fallthrough();
+  add_command(*scrub, options, "start", "begins one now, besides those that come by themselves", "",
+              [](Context& context) { return change_scrub(context, true); });
+  add_command(*scrub, options, "status", "how far it is, when the last one ended and what it found", "",
+              [](Context& context) { return show_scrub(context); });
+  add_command(*scrub, options, "stop", "gives up the one that runs", "",
+              [](Context& context) { return change_scrub(context, false); });
 }
 
 void add_all(CLI::App& app, Options& options) {
@@ -274,16 +392,29 @@ void add_all(CLI::App& app, Options& options) {
   add_token_commands(app, options);
   add_machine_commands(app, options);
   add_point_commands(app, options);
+  add_data_commands(app, options);
   add_ladder_commands(app, options);
   add_pin_commands(app, options);
   add_clone_commands(app, options);
+  add_client_commands(app, options);
+  add_integrity_commands(app, options);
   CLI::App* const audit = add_command(app, options, "audit", "who changed what, and what came of it; newest last", "",
                                       [&](Context& context) { return show_audit(context, options.limit); });
   audit->add_option("--limit", options.limit, "at most this many (default: 100)")->check(CLI::Range(1, 100'000));
+  add_command(app, options, "space", "who takes how much, what else takes space, and what is free", "",
+              [](Context& context) { return show_space(context); });
   add_command(app, options, "server", "the server: version, addresses, totals", "",
               [](Context& context) { return show_server(context); });
   add_command(app, options, "health", "whether every partition serves; exit status 1 when not", "",
               [](Context& context) { return show_health(context); });
+  CLI::App* const partition = app.add_subcommand("partition", "one partition of the server: open");
+  partition->require_subcommand(0, 1)->fallthrough();
+  add_command(*partition, options, "open", "opens one again that stopped, or could not be opened",
+              "When what made it stop is mended: a disk, a mount, a file that was restored. Its machines come back by\n"
+              "themselves. Example:\n  tidemark partition open 3",
+              [&](Context& context) { return open_partition(context, options.partition); })
+      ->add_option("PARTITION", options.partition, "its number; `tidemark health` lists them")
+      ->required();
 }
 
 int tell(const Error& error, bool json, std::ostream& out, std::ostream& err, int status) {
@@ -317,8 +448,11 @@ Result<int> carry_out(Options& options, std::istream& in, std::ostream& out, std
                   .out = out,
                   .err = err};
   auto outcome = options.command(context);
-  if (!outcome && interrupt.raised())
-    return fail(Code::cancelled, {}, "interrupted", "nothing was left behind under the name of a result");
+  if (!outcome && interrupt.raised()) {
+    const bool told = outcome.error().code == Code::cancelled && !outcome.error().remedy.empty();
+    return fail(Code::cancelled, {}, "interrupted",
+                told ? outcome.error().remedy : "nothing was left behind under the name of a result");
+  }
   out.flush();
   if (outcome && !out) return fail(Code::io, "standard output", "cannot be written", "see where it leads to");
   return outcome;

@@ -49,11 +49,13 @@ struct Acceptor::Impl : std::enable_shared_from_this<Impl> {
   asio::steady_timer timer;
   OnAccept on_accept;
   OnTrouble on_trouble;
+  std::function<bool()> room;
   tcp::endpoint bound;
   bool in_trouble = false;
   bool stopped = false;
 
   void accept() {
+    if (room && !room()) return accept_in(kRoomMillis);
     acceptor.async_accept([self = shared_from_this()](const std::error_code& error, tcp::socket socket) {
       if (self->stopped) return;
       if (error && died_waiting(error.value())) return self->accept();
@@ -64,11 +66,15 @@ struct Acceptor::Impl : std::enable_shared_from_this<Impl> {
     });
   }
 
-  void pause(int error_number) {
-    timer.expires_after(std::chrono::milliseconds(kPauseMillis));
+  void accept_in(int milliseconds) {
+    timer.expires_after(std::chrono::milliseconds(milliseconds));
     timer.async_wait([self = shared_from_this()](const std::error_code& error) {
       if (!error && !self->stopped) self->accept();
     });
+  }
+
+  void pause(int error_number) {
+    accept_in(kPauseMillis);
     if (std::exchange(in_trouble, true)) return;
     Error trouble = fail_errno(error_number, to_string(bound), "accept a connection").error();
     if (ran_out(error_number)) {
@@ -126,6 +132,7 @@ Result<std::unique_ptr<Acceptor>> Acceptor::listen(asio::io_context& context, co
   }
   impl->on_accept = std::move(on_accept);
   impl->on_trouble = std::move(on_trouble);
+  impl->room = options.room;
   impl->accept();
   return std::unique_ptr<Acceptor>(new Acceptor(std::move(impl)));
 }

@@ -19,11 +19,13 @@ class Acceptor {
   // From the loop, once per spell of trouble: descriptors or memory ran out (Code::busy) or the system fails otherwise
   // (Code::io). Accepting pauses for kPause and is tried again; connections wait in the kernel's queue meanwhile.
   using OnTrouble = std::function<void(const Error&)>;
-  static constexpr int kPauseMillis = 200;
+  static constexpr int kPauseMillis = 200, kRoomMillis = 2;
 
   struct Options {
     bool reuse_port = false;  // several acceptors on one address, one a thread; the kernel spreads connections
     int backlog = 4096;
+    // From the loop, before each connection; false: asked again after kRoomMillis, and connections wait meanwhile.
+    std::function<bool()> room{};
   };
 
   // Binds and listens at once. `address` is an IP address with a port, as parse_host_port reads it ("0.0.0.0:7443",

@@ -23,6 +23,7 @@ namespace {
 constexpr std::int64_t kMicros = 1'000'000;
 constexpr std::int64_t kSkewSeconds = 300;  // clocks of machines differ: certificates begin a little in the past
 constexpr std::string_view kMachineUri = "tidemark:machine:";
+constexpr std::string_view kClientUri = "tidemark:client:";
 constexpr long kX509Version3 = 2;
 
 using BignumPtr = std::unique_ptr<BIGNUM, OpensslFree<BN_free>>;
@@ -184,11 +185,11 @@ std::int64_t micros_of(const ASN1_TIME* time) {
   return static_cast<std::int64_t>(timegm(&parts)) * kMicros;
 }
 
-// The one machine a certificate names; nil when there is none or more than one.
-MachineId machine_of(const X509& certificate) {
+// What follows `scheme` in the one URI of a certificate that has it; empty when there is none or more than one.
+std::string named_by(const X509& certificate, std::string_view scheme) {
   const NamesPtr names(
       static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(&certificate, NID_subject_alt_name, nullptr, nullptr)));
-  MachineId machine;
+  std::string name;
   int found = 0;
   for (int i = 0; names && i < sk_GENERAL_NAME_num(names.get()); ++i) {
     int type = 0;
@@ -197,11 +198,11 @@ MachineId machine_of(const X509& certificate) {
     const auto* text = static_cast<const ASN1_STRING*>(value);
     const std::string_view uri(reinterpret_cast<const char*>(ASN1_STRING_get0_data(text)),
                                static_cast<std::size_t>(ASN1_STRING_length(text)));
-    if (!uri.starts_with(kMachineUri)) continue;
+    if (!uri.starts_with(scheme)) continue;
     ++found;
-    machine = MachineId::parse(uri.substr(kMachineUri.size())).value_or(MachineId());
+    name = uri.substr(scheme.size());
   }
-  return found == 1 ? machine : MachineId();
+  return found == 1 ? name : std::string();
 }
 
 Result<std::string> request_for(EVP_PKEY* key, const std::string& common_name) {
@@ -243,7 +244,8 @@ Result<KeyPtr> read_key(const std::string& pem, const std::string& object, OSSL_
 
 CertificateInfo describe(const X509& certificate) {
   CertificateInfo info;
-  info.machine = machine_of(certificate);
+  info.machine = MachineId::parse(named_by(certificate, kMachineUri)).value_or(MachineId());
+  info.client = named_by(certificate, kClientUri);
   const BignumPtr number(ASN1_INTEGER_to_BN(X509_get0_serialNumber(&certificate), nullptr));
   if (number) {
     std::vector<std::byte> bytes(static_cast<std::size_t>(std::max(16, BN_num_bytes(number.get()))));
@@ -320,6 +322,23 @@ Result<std::string> issue_machine(const KeyAndCertificate& authority_pem, const 
   }
   TIDEMARK_TRY(sign(authority, certificate.get(), "clientAuth"));
   return to_pem(certificate.get());
+}
+
+Result<KeyAndCertificate> issue_client(const KeyAndCertificate& authority_pem, const std::string& name,
+                                       WallMicros now_us, std::chrono::seconds lifetime) {
+  if (!is_dns_name(name))
+    return fail(Code::invalid_argument, name, "is no name for a client", "letters, digits, and . _ - make one");
+  const Authority authority = TIDEMARK_TRY(open_authority(authority_pem));
+  const KeyPtr key = TIDEMARK_TRY(make_key());
+  const X509Ptr certificate = TIDEMARK_TRY(begin(name, key.get(), now_us, lifetime));
+  const std::string uri = "URI:" + std::string(kClientUri) + name;
+  if (!add_extension(certificate.get(), authority.certificate.get(), NID_subject_alt_name, uri.c_str())) {
+    return openssl_failed(name, "put its name into a certificate");
+  }
+  TIDEMARK_TRY(sign(authority, certificate.get(), "clientAuth"));
+  std::string key_pem = TIDEMARK_TRY(to_pem(key.get()));
+  std::string certificate_pem = TIDEMARK_TRY(to_pem(certificate.get()));
+  return KeyAndCertificate{std::move(key_pem), std::move(certificate_pem)};
 }
 
 Result<KeyAndRequest> make_request(const std::string& common_name) {

@@ -22,6 +22,7 @@ struct KeyAndCertificate {
 
 struct CertificateInfo {
   MachineId machine;   // nil when it is not a machine's
+  std::string client;  // empty when it is not one of a client of exports
   std::string serial;  // hex
   std::int64_t not_before_us = 0;
   std::int64_t not_after_us = 0;
@@ -34,6 +35,7 @@ inline constexpr char kServerName[] = "tidemark-server";
 inline constexpr auto kCaLifetime = std::chrono::hours(24 * 3650);
 inline constexpr auto kServerLifetime = std::chrono::hours(24 * 825);
 inline constexpr auto kMachineLifetime = std::chrono::hours(24 * 90);
+inline constexpr auto kClientLifetime = std::chrono::hours(24 * 825);
 inline constexpr auto kRenewBefore = std::chrono::hours(24 * 30);
 
 Result<KeyAndCertificate> make_authority(const std::string& name, WallMicros now_us);
@@ -45,6 +47,9 @@ Result<KeyAndCertificate> issue_server(const KeyAndCertificate& authority, const
 Result<std::string> issue_machine(const KeyAndCertificate& authority, const std::string& csr_pem,
                                   const MachineId& machine, WallMicros now_us,
                                   std::chrono::seconds lifetime = kMachineLifetime);
+// For a client of exports (NBD over TCP), which is no machine and can do nothing else.
+Result<KeyAndCertificate> issue_client(const KeyAndCertificate& authority, const std::string& name, WallMicros now_us,
+                                       std::chrono::seconds lifetime = kClientLifetime);
 struct KeyAndRequest {
   std::string key_pem;
   std::string csr_pem;

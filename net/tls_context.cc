@@ -170,6 +170,16 @@ Result<std::shared_ptr<TlsContext>> TlsContext::server(const Credentials& creden
   return self;
 }
 
+Result<std::shared_ptr<TlsContext>> TlsContext::exports(const Credentials& credentials) {
+  auto self = TIDEMARK_TRY(make(true, nullptr));
+  TIDEMARK_TRY(self->set_credentials(credentials));
+  SSL_CTX* context = self->context_.get();
+  SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
+  SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+  if (SSL_CTX_set_num_tickets(context, 0) != 1) return context_failed("do without session tickets");
+  return self;
+}
+
 namespace {
 
 // The server must show a certificate that a server alone has.

@@ -32,6 +32,9 @@ class TlsContext {
   // Server: asks for a client certificate and verifies one that is shown, but does not insist: whoever has none can
   // only enrol, and is told so in an Error frame. ALPN: wire::kAlpnMachine or wire::kAlpnEnroll.
   static Result<std::shared_ptr<TlsContext>> server(const Credentials& credentials, const TicketKeys& tickets);
+  // Server of exports (NBD): whoever has no certificate of our authority does not get in; no ALPN, no tickets. Whose
+  // the certificate is, the caller looks at: Peer::client.
+  static Result<std::shared_ptr<TlsContext>> exports(const Credentials& credentials);
   // Agent with its certificate.
   static Result<std::shared_ptr<TlsContext>> agent(const Credentials& credentials);
   // Agent that enrols: no certificate, trusts only a chain whose CA certificate has this SHA-256 (DER).

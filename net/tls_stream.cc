@@ -371,6 +371,7 @@ struct TlsStream::Impl : std::enable_shared_from_this<Impl> {
       const CertificateInfo info = describe(*certificate);
       peer.has_certificate = true;
       peer.machine = info.machine;
+      peer.client = info.client;
       peer.certificate_serial = info.serial;
       peer.certificate_expires_us = info.not_after_us;
       // A resumed session skips OpenSSL's checks of the certificate; time has passed since they were made.

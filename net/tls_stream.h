@@ -42,6 +42,7 @@ struct Peer {
   std::string alpn;
   bool has_certificate = false;
   MachineId machine;               // from the certificate's URI name tidemark:machine:<hex>; nil for the server's
+  std::string client;              // from tidemark:client:<name>, of a client of exports; else empty
   std::string certificate_serial;  // hex
   std::int64_t certificate_expires_us = 0;
   bool resumed = false;

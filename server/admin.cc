@@ -126,6 +126,10 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(Node& node, const std::s
   add_data_routes(http, node);
   add_retention_routes(http, node);
   add_clone_routes(http, node);
+  add_diff_routes(http, node);
+  add_integrity_routes(http, node);
+  add_space_routes(http, node);
+  add_client_routes(http, node);
   http.listen_on(TIDEMARK_TRY(listen_unix(path)));
   impl->thread = std::thread([http = &impl->http] { http->listen_after_bind(); });
   while (!http.is_running()) std::this_thread::yield();  // stop() before that would not be heard
@@ -156,16 +160,35 @@ void answer(httplib::Response& response, const Result<nlohmann::json>& result) {
   }
 }
 
+namespace {
+
+// Names are known of partitions that are or were open.
+Result<MachineId> known_machine(const Node& node, const std::string& name_or_id) {
+  auto id = node.names.resolve(name_or_id);
+  if (id) return id;
+  for (const auto& shard : node.shards)
+    for (const auto& host : shard->hosts())
+      if (host->share() == nullptr)
+        return fail(Code::unavailable, name_or_id,
+                    "no such machine in the partitions that serve, and partition " +
+                        std::to_string(host->id().value()) + " is " + to_string(host->state()),
+                    "`tidemark health` says why; a machine's id is known all the same");
+  return id;
+}
+
+}  // namespace
+
 Result<MachinePlace> find_place(Node& node, const std::string& name_or_id) {
   MachinePlace place;
-  place.id = TIDEMARK_TRY(node.names.resolve(name_or_id));
+  place.id = TIDEMARK_TRY(known_machine(node, name_or_id));
   const PartitionId partition = node.partition_for(place.id);
   place.shard = &node.shard_for(partition);
   place.host = place.shard->host(partition);
-  place.partition = place.host->partition();
+  place.partition = place.host->share();
   if (place.partition == nullptr)
-    return fail(Code::unavailable, "partition " + std::to_string(partition.value()), "it could not be opened",
-                "GET /v1/health and the server's log say why");
+    return fail(Code::unavailable, "partition " + std::to_string(partition.value()),
+                "it is " + std::string(to_string(place.host->state())),
+                "`tidemark health` and the server's log say why");
   return place;
 }
 
@@ -234,7 +257,7 @@ Result<OpenDisk> open_disk(Node& node, const httplib::Request& request) {
   const auto disk = TIDEMARK_TRY(find_disk(report.disks, point, request.matches[3]));
   auto reader =
       TIDEMARK_TRY(place.partition->read(place.id, DiskId(disk.disk), EpochNumber(point.number()), kIndexTimeout));
-  return OpenDisk{report.name + "/" + disk.name, point.number(), std::move(reader)};
+  return OpenDisk{report.name + "/" + disk.name, point.number(), place.partition, std::move(reader)};
 }
 
 }  // namespace tidemark::server

@@ -12,6 +12,7 @@
 #include "server/json_shapes.h"
 #include "server/logging.h"
 #include "server/moment.h"
+#include "server/nbd_service.h"
 #include "storage/epoch_progress.h"
 
 namespace tidemark::server {
@@ -32,7 +33,7 @@ std::string name_of(const storage::Partition& partition, const std::string& mach
 }
 
 // On the shard's thread.
-json clone_json(const storage::Partition& partition, const storage::MachineState& clone) {
+json clone_json(const Node& node, const storage::Partition& partition, const storage::MachineState& clone) {
   const auto& record = clone.record;
   json disks = json::array();
   for (const auto& disk : record.disks())
@@ -46,18 +47,20 @@ json clone_json(const storage::Partition& partition, const storage::MachineState
           {"by", record.clone().by()},
           {"written_epoch", clone.durable_epoch.value()},
           {"cloned", !clone.cloned.empty()},
+          {"nbd", node.nbd->sockets_of(bare(record.name()))},
+          {"clients", node.nbd->users_of(machine_id_of(record))},
           {"disks", std::move(disks)}};
 }
 
 Result<std::vector<json>> all_clones(Node& node) {
   std::vector<json> all;
   for (const auto& shard : node.shards) {
-    auto some = TIDEMARK_TRY(shard->call([shard = shard.get()] {
+    auto some = TIDEMARK_TRY(shard->call([shard = shard.get(), &node] {
       std::vector<json> clones;
       for (const auto& host : shard->hosts()) {
         if (host->partition() == nullptr) continue;
         host->partition()->for_each_clone(
-            [&](const storage::MachineState& clone) { clones.push_back(clone_json(*host->partition(), clone)); });
+            [&](const storage::MachineState& clone) { clones.push_back(clone_json(node, *host->partition(), clone)); });
       }
       return clones;
     }));
@@ -75,9 +78,9 @@ Result<MachinePlace> find_clone(Node& node, const std::string& name) {
 
 Result<json> one_clone(Node& node, const std::string& name) {
   const auto place = TIDEMARK_TRY(find_clone(node, name));
-  auto clone = TIDEMARK_TRY(place.shard->call([place] {
+  auto clone = TIDEMARK_TRY(place.shard->call([place, &node] {
     const auto* state = place.host->find(place.id);
-    return state == nullptr ? json() : clone_json(*place.partition, *state);
+    return state == nullptr ? json() : clone_json(node, *place.partition, *state);
   }));
   if (clone.is_null()) return fail(Code::not_found, name, "there is no clone of this name");
   return clone;
@@ -179,10 +182,40 @@ Result<json> create(Node& node, const httplib::Request& request, Action& action)
               {"clones", std::move(list)}};
 }
 
+// Nobody opens it meanwhile.
+class DropMark {
+ public:
+  DropMark(NbdService& nbd, const MachineId& clone) : nbd_(nbd), clone_(clone) {}
+  ~DropMark() { nbd_.dropped(clone_); }
+  DropMark(const DropMark&) = delete;
+  DropMark& operator=(const DropMark&) = delete;
+
+ private:
+  NbdService& nbd_;
+  const MachineId clone_;
+};
+
+Result<json> serve(Node& node, const httplib::Request& request, Action& action) {
+  const std::lock_guard lock(change_mutex());
+  const std::string name = bare(request.matches[1]);
+  TIDEMARK_TRY(find_clone(node, name));
+  const json body = TIDEMARK_TRY(parse_body(request.body, R"({"nbd": "unix:/run/tidemark/check.sock"})"));
+  TIDEMARK_TRY(check_keys(body, {"nbd"}));
+  const std::string at = TIDEMARK_TRY(text_at(body, "nbd"));
+  if (!at.starts_with("unix:/"))
+    return fail(Code::invalid_argument, "nbd", "is \"" + at + "\"", "write unix: and the whole path of a socket");
+  action.object = kPrefix + name;
+  action.details = "at " + at;
+  const std::string socket = TIDEMARK_TRY(node.nbd->serve(name, at.substr(5)));
+  return json{{"clone", name}, {"nbd", socket}, {"uri", "nbd+unix:///?socket=" + at.substr(5)}};
+}
+
 Result<json> drop(Node& node, const std::string& name, Action& action) {
   const std::lock_guard lock(change_mutex());
   const auto place = TIDEMARK_TRY(find_clone(node, name));
   action.object = kPrefix + bare(name);
+  TIDEMARK_TRY(node.nbd->begin_drop(place.id, bare(name)));
+  const DropMark mark(*node.nbd, place.id);
   auto promise = std::make_shared<std::promise<Status>>();
   auto dropped = promise->get_future();
   place.shard->post([place, promise, name] {
@@ -213,6 +246,18 @@ void add_clone_routes(httplib::Server& http, Node& node) {
   });
   http.Get("/v1/clones/([^/]+)", [&node](const httplib::Request& request, httplib::Response& response) {
     answer(response, one_clone(node, request.matches[1]));
+  });
+  http.Post("/v1/clones/([^/]+)/serve", [&node](const httplib::Request& request, httplib::Response& response) {
+    answer(response, audited(node, request, {"clone.serve", request.matches[1], {}},
+                             [&](Action& action) { return serve(node, request, action); }));
+  });
+  http.Delete("/v1/clones/([^/]+)/serve", [&node](const httplib::Request& request, httplib::Response& response) {
+    const auto ended = audited(node, request, {"clone.unserve", request.matches[1], {}}, [&](Action&) -> Result<json> {
+      TIDEMARK_TRY(node.nbd->unserve(bare(request.matches[1])));
+      return json();
+    });
+    if (!ended) return answer(response, ended.error());
+    response.status = 204;
   });
   http.Delete("/v1/clones/([^/]+)", [&node](const httplib::Request& request, httplib::Response& response) {
     const auto dropped = audited(node, request, {"clone.drop", request.matches[1], {}},

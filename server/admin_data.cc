@@ -97,7 +97,8 @@ Status stream_data(Node& node, const httplib::Request& request, httplib::Respons
 
 class Verification {
  public:
-  Verification(Node& node, httplib::DataSink& sink) : node_(node), sink_(sink) {}
+  Verification(Node& node, const storage::Partition& partition, httplib::DataSink& sink)
+      : node_(node), partition_(partition), sink_(sink) {}
 
   // False: the client left.
   bool disk(storage::Reader& reader, const DiskReport& disk) {
@@ -115,6 +116,11 @@ class Verification {
       if (!walked && walked.error().code == Code::cancelled) return false;
       if (!walked) {
         whole = false;
+        // That says nothing of what is stored.
+        if (const auto damage = partition_.index_damage()) {
+          tell(to_json(*damage));
+          return false;
+        }
         if (!find_damage(reader, at, n)) return false;
       }
       at += n;
@@ -142,8 +148,9 @@ class Verification {
       const auto read = reader.read(at, std::span(buffer).first(n));
       if (read) continue;
       ++damaged_count_;
-      if (damaged_.size() < kDamagedMax)
-        damaged_.push_back({{"disk", disk_.name}, {"offset", at}, {"length", n}, {"what", read.error().message()}});
+      if (damaged_.size() == kDamagedMax) continue;
+      damaged_.push_back({{"disk", disk_.name}, {"offset", at}, {"length", n}, {"what", read.error().message()}});
+      if (!tell(damaged_.back())) return false;  // at once, not only at the end
     }
     return true;
   }
@@ -153,6 +160,7 @@ class Verification {
   }
 
   Node& node_;
+  const storage::Partition& partition_;
   httplib::DataSink& sink_;
   DiskReport disk_;
   json digests_ = json::object();
@@ -173,18 +181,19 @@ Status verify(Node& node, const httplib::Request& request, httplib::Response& re
                                                                 EpochNumber(point.number()), kIndexTimeout)));
   }
   response.set_header("Tidemark-Epoch", std::to_string(point.number()));
-  response.set_chunked_content_provider("application/jsonl", [&node, work, name = report.name, epoch = point.number()](
-                                                                 std::size_t, httplib::DataSink& sink) {
-    Verification verification(node, sink);
-    for (const auto& [disk, reader] : *work)
-      if (!verification.disk(*reader, disk)) return false;
-    if (!verification.finish()) return false;
-    if (verification.damaged() != 0)
-      spdlog::error("verification found damage{}{}{}", kv("machine", name), kv("epoch", epoch),
-                    kv("damaged", verification.damaged()));
-    sink.done();
-    return true;
-  });
+  response.set_chunked_content_provider(
+      "application/jsonl", [&node, work, held = place.partition, name = report.name, epoch = point.number()](
+                               std::size_t, httplib::DataSink& sink) {
+        Verification verification(node, *held, sink);
+        for (const auto& [disk, reader] : *work)
+          if (!verification.disk(*reader, disk)) return false;
+        if (!verification.finish()) return false;
+        if (verification.damaged() != 0)
+          spdlog::error("verification found damage{}{}{}", kv("machine", name), kv("epoch", epoch),
+                        kv("damaged", verification.damaged()));
+        sink.done();
+        return true;
+      });
   return {};
 }
 

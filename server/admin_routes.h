@@ -29,8 +29,13 @@ void add_server_routes(httplib::Server& http, Node& node);     // admin_server.c
 void add_machine_routes(httplib::Server& http, Node& node);    // admin_machines.cc
 void add_point_routes(httplib::Server& http, Node& node);      // admin_points.cc: points, map
 void add_data_routes(httplib::Server& http, Node& node);       // admin_data.cc: data, verify
+void add_diff_routes(httplib::Server& http, Node& node);       // admin_diff.cc: differences, holds
 void add_clone_routes(httplib::Server& http, Node& node);      // admin_clones.cc
+void add_space_routes(httplib::Server& http, Node& node);      // admin_space.cc: space, quotas
 void add_retention_routes(httplib::Server& http, Node& node);  // admin_retention.cc: ladders, pins, removals
+
+void add_integrity_routes(httplib::Server& http, Node& node);  // admin_integrity.cc: damage, scrubs
+void add_client_routes(httplib::Server& http, Node& node);     // admin_clients.cc
 
 void answer(httplib::Response& response, const Error& error);
 void answer(httplib::Response& response, const nlohmann::json& body);
@@ -41,7 +46,7 @@ struct MachinePlace {
   MachineId id;
   Shard* shard;
   PartitionHost* host;
-  storage::Partition* partition;  // never null
+  std::shared_ptr<storage::Partition> partition;  // never null
 };
 Result<MachinePlace> find_place(Node& node, const std::string& name_or_id);
 // Code::not_found when the catalog does not have it.
@@ -61,6 +66,7 @@ Result<DiskReport> find_disk(const std::vector<DiskReport>& disks, const storage
 struct OpenDisk {
   std::string what;  // machine/disk
   std::uint64_t epoch;
+  std::shared_ptr<storage::Partition> partition;
   std::shared_ptr<storage::Reader> reader;
 };
 // What a path names: MACHINE, AT and DISK are its first three captures.

@@ -1,6 +1,7 @@
 #include <httplib.h>
 #include <spdlog/spdlog.h>
 
+#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "net/connect.h"
@@ -49,11 +50,50 @@ Result<std::vector<HostSummary>> summaries(Node& node) {
   return all;
 }
 
-json partitions_json(const std::vector<HostSummary>& all) {
+json partitions_json(const Node& node, const std::vector<HostSummary>& all) {
   json list = json::array();
-  for (const auto& one : all)
-    list.push_back({{"id", one.health.id.value()}, {"state", to_string(one.health.state)}, {"why", one.health.why}});
+  for (const auto& one : all) {
+    list.push_back({{"id", one.health.id.value()},
+                    {"state", to_string(one.health.state)},
+                    {"why", one.health.why},
+                    {"directory", node.directories.path_of(one.health.id)},
+                    {"machines", one.machines},
+                    {"percent", nullptr}});
+    if (one.health.percent) list.back()["percent"] = *one.health.percent;
+  }
   return list;
+}
+
+json directories_json(const Node& node) {
+  json list = json::array();
+  for (const auto& one : node.directories.views()) {
+    json partitions = json::array();
+    for (const PartitionId partition : one.partitions) partitions.push_back(partition.value());
+    list.push_back({{"path", one.path},
+                    {"id", one.id.empty() ? json() : json(one.id)},
+                    {"state", one.state ? "well" : "failed"},
+                    {"why", one.state ? "" : one.state.error().message()},
+                    {"partitions", std::move(partitions)},
+                    {"total_bytes", one.space.total},
+                    {"available_bytes", one.space.available}});
+  }
+  return list;
+}
+
+Result<json> open_partition(Node& node, const httplib::Request& request) {
+  const std::string text = request.matches[1];
+  std::uint32_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || number >= node.superblock.partitions)
+    return fail(Code::not_found, "partition " + text, "there is no such partition", "`tidemark health` lists them");
+  const PartitionId partition(number);
+  return audited(node, request, {"partition.open", "partition " + text, {}}, [&](Action&) -> Result<json> {
+    Shard& shard = node.shard_for(partition);
+    PartitionHost* const host = shard.host(partition);
+    const auto answered = TIDEMARK_TRY(shard.call([host] { return host->reopen(); }));
+    if (!answered) return std::unexpected(answered.error());
+    return json{{"id", number}, {"state", to_string(host->state())}};
+  });
 }
 
 Result<json> server_json(Node& node) {
@@ -73,7 +113,8 @@ Result<json> server_json(Node& node) {
               {"admin_socket", node.admin_socket},
               {"addresses", json::array({token_address(node)})},
               {"shards", node.shards.size()},
-              {"partitions", partitions_json(all)},
+              {"partitions", partitions_json(node, all)},
+              {"directories", directories_json(node)},
               {"certificate_expires", format_rfc3339(node.authority.server_info().not_after_us)},
               {"totals", {{"machines", machines}, {"connected", sessions}}}};
 }
@@ -130,7 +171,13 @@ void add_server_routes(httplib::Server& http, Node& node) {
     const bool ok = std::all_of(all->begin(), all->end(),
                                 [](const auto& one) { return one.health.state == PartitionHost::State::serving; });
     response.status = ok ? 200 : 503;
-    answer(response, json{{"ok", ok}, {"partitions", partitions_json(*all)}});
+    answer(response,
+           json{{"ok", ok}, {"partitions", partitions_json(node, *all)}, {"directories", directories_json(node)}});
+  });
+  http.Post("/v1/partitions/([^/]+)/open", [&node](const httplib::Request& request, httplib::Response& response) {
+    const auto begun = open_partition(node, request);
+    answer(response, begun);
+    if (begun) response.status = 202;
   });
   http.Post("/v1/tokens", [&node](const httplib::Request& request, httplib::Response& response) {
     answer(response, audited(node, request, {"token.create", {}, {}}, [&](Action& action) -> Result<json> {

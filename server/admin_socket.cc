@@ -119,7 +119,14 @@ Result<int> listen_unix(const std::string& path) {
   return fd;
 }
 
+void enlarge_send_buffer(int descriptor) {
+  const int size = 1 << 20;
+  if (::setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) != 0)
+    static_cast<void>(::setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+}
+
 bool UnixHttpServer::process_and_close_socket(int descriptor) {
+  enlarge_send_buffer(descriptor);
   UnixStream stream(descriptor, std::chrono::seconds(read_timeout_sec_), std::chrono::seconds(write_timeout_sec_));
   const auto next_request = [&] {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(keep_alive_timeout_sec_);

@@ -12,6 +12,9 @@ namespace tidemark::server {
 
 // A listening socket at `path`, mode 0600, in place of a socket that lies there.
 Result<int> listen_unix(const std::string& path);
+// Of a connected unix socket: a megabyte goes out without a wait for the peer after each 200 KiB. What the system does
+// not allow stays as it is.
+void enlarge_send_buffer(int descriptor);
 
 class UnixHttpServer final : public httplib::Server {
  public:

@@ -51,6 +51,7 @@ class AdmissionCount {
   }
   std::uint32_t taken() const { return taken_.load(std::memory_order_relaxed); }
   std::uint32_t limit() const { return limit_; }
+  bool full() const { return taken() >= limit_; }
 
  private:
   const std::uint32_t limit_;

@@ -31,6 +31,10 @@ class Authority {
   const std::array<std::byte, 32>& ca_sha256() const { return ca_info_.sha256; }
   const net::CertificateInfo& server_info() const { return server_info_; }
 
+  // For a client of exports.
+  Result<net::KeyAndCertificate> issue_client(const std::string& name, WallMicros now_us) const {
+    return net::issue_client(ca_, name, now_us);
+  }
   struct Issued {
     std::string certificate_pem;
     net::CertificateInfo info;

@@ -14,8 +14,12 @@
 #include "server/authority.h"
 #include "server/config.h"
 #include "server/directory.h"
+#include "server/export_clients.h"
+#include "server/key_commands.h"
 #include "server/logging.h"
 #include "server/notify.h"
+#include "server/offline.h"
+#include "server/private_file.h"
 #include "server/server.h"
 #include "storage/system_files.h"
 
@@ -46,6 +50,31 @@ int init(const std::string& path, const InitOptions& options) {
   fmt::print("made {} with {} partition{}, server id {}\n", path, made->partitions, made->partitions == 1 ? "" : "s",
              made->server_id);
   fmt::print("configuration: {}\nnext: tidemarkd run --data {}\n", directory.config(), path);
+  return kWell;
+}
+
+// The files have the names that libnbd and qemu look for.
+int issue_client(const std::string& path, const std::string& name, const std::string& out) {
+  const auto authority = Authority::load(Directory(path).authority());
+  if (!authority) return failed(authority.error());
+  const WallMicros now_us = Clock::system().wall_us();
+  const auto issued = authority->issue_client(name, now_us);
+  if (!issued) return failed(issued.error(), issued.error().code == Code::invalid_argument ? kWrong : kFailed);
+  const auto info = net::describe_certificate(issued->certificate_pem);
+  if (!info) return failed(info.error());
+  // First: one that nobody knows of could only be revoked by whoever finds its serial number.
+  if (const auto known = ExportClients::record(Directory(path).clients(), *info, now_us); !known)
+    return failed(known.error());
+  std::error_code error;
+  std::filesystem::create_directories(out, error);
+  if (error) return failed({Code::io, out, error.message(), {}});
+  for (const auto& [file, content] : {std::pair<const char*, const std::string&>{"ca-cert.pem", authority->ca_pem()},
+                                      {"client-cert.pem", issued->certificate_pem},
+                                      {"client-key.pem", issued->key_pem}}) {
+    if (const auto written = write_private_file(out + "/" + file, content); !written) return failed(written.error());
+  }
+  fmt::print("{}: ca-cert.pem, client-cert.pem and client-key.pem for {}, good until {}, serial {}\n", out, name,
+             format_rfc3339(info->not_after_us), info->serial);
   return kWell;
 }
 
@@ -140,6 +169,18 @@ int serve(const std::string& data, std::string config_path, const std::string& l
   return kWell;
 }
 
+int rebuild(const std::string& data, const RebuildRequest& request) {
+  const auto well = rebuild_indexes(data, request);
+  if (!well) return failed(well.error(), well.error().code == Code::invalid_argument ? kWrong : kFailed);
+  return *well ? kWell : kFailed;
+}
+
+int add_directory(const std::string& data, const std::string& path, std::uint32_t partitions) {
+  const auto added = add_data_directory(data, path, partitions);
+  if (!added) return failed(added.error(), added.error().code == Code::invalid_argument ? kWrong : kFailed);
+  return kWell;
+}
+
 int check(const std::string& path) {
   const auto config = load_config(path);
   if (!config) return failed(config.error(), kWrong);
@@ -168,6 +209,30 @@ int run_command_line(int argc, char** argv) {
       "--address", options.addresses,
       "HOST:PORT as agents reach it; may be repeated. The first goes into tokens, all into the certificate");
 
+  init_command->add_option("--data-directory", options.data_directories,
+                           "Directory, on a disk of its own, for a part of the partitions; may be repeated. Without "
+                           "any, all are in DIR");
+
+  auto* add_command =
+      app.add_subcommand("add-directory", "Add a data directory, on a disk of its own (not while it runs)");
+  std::uint32_t more = 1;
+  add_command->add_option("NEW", path, "Directory to make; or one of this server that was mounted elsewhere")
+      ->required();
+  add_command->add_option("--data", data, "The data directory of the server")->required();
+  add_command->add_option("--partitions", more, "Partitions to make in it")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, kPartitionsMax));
+
+  auto* rebuild_command =
+      app.add_subcommand("rebuild-index", "Make indexes again from log and cold segments alone (not while it runs)");
+  RebuildRequest rebuild_request;
+  rebuild_command->add_option("--data", data, "The data directory of the server")->required();
+  rebuild_command->add_option("--partition", rebuild_request.partitions, "Only this one; may be repeated");
+  rebuild_command->add_flag(
+      "--check", rebuild_request.check,
+      "Only compare: exit status 1 when an index shows something else than log and cold segments");
+  rebuild_command->add_option("--config", rebuild_request.config, "Configuration file, as of `run`");
+
   auto* run_command = app.add_subcommand("run", "Serve a data directory until SIGTERM or SIGINT");
   run_command->add_option("--data", data, "The data directory")->required();
   run_command->add_option("--config", config, "Configuration file (default: tidemarkd.toml in the data directory)");
@@ -177,12 +242,22 @@ int run_command_line(int argc, char** argv) {
   auto* check_command = app.add_subcommand("check-config", "Check a configuration file");
   check_command->add_option("FILE", path, "The file")->required();
 
-  auto* certificate = app.add_subcommand("certificate", "The server's own certificate");
+  KeyCommands key;
+  key.add_to(app);
+
+  auto* certificate = app.add_subcommand("certificate", "The server's own certificate, and those of NBD clients");
   certificate->require_subcommand(1);
   auto* renew_command = certificate->add_subcommand("renew", "Issue it anew, for the same or for other addresses");
   std::vector<std::string> addresses;
   renew_command->add_option("--data", data, "The data directory")->required();
   renew_command->add_option("--address", addresses, "HOST:PORT as agents reach it; replaces those of init");
+
+  std::string client, out;
+  auto* client_command = certificate->add_subcommand(
+      "client", "Issue one to a client of exports: whoever has it reads every point and writes to clones over NBD");
+  client_command->add_option("NAME", client, "Whose it is; the log names it")->required();
+  client_command->add_option("--out", out, "Directory for the three files that libnbd and qemu look for")->required();
+  client_command->add_option("--data", data, "The data directory")->required();
 
   try {
     app.parse(argc, argv);
@@ -195,7 +270,11 @@ int run_command_line(int argc, char** argv) {
   if (init_command->parsed()) return init(path, options);
   if (run_command->parsed()) return serve(data, config, listen);
   if (check_command->parsed()) return check(path);
+  if (add_command->parsed()) return add_directory(data, path, more);
+  if (rebuild_command->parsed()) return rebuild(data, rebuild_request);
+  if (client_command->parsed()) return issue_client(data, client, out);
   if (renew_command->parsed()) return renew(data, addresses);
+  if (key.parsed()) return key.run();
   return kWrong;
 }
 

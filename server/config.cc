@@ -83,6 +83,19 @@ class Section {
     value = given;
   }
 
+  void share(const char* key, double& value, double min, double max) {
+    const toml::node* node = take(key);
+    const std::string allowed = fmt::format("allowed is a number from {} to {}", min, max);
+    if (node == nullptr) {
+      if (table_ != nullptr && value < min) wrong(*table_, key, fmt::format("is {}, by default", value), allowed);
+      return;
+    }
+    const auto given = node->value<double>();
+    if (!given || !node->is_number()) return wrong(*node, key, "is not a number", allowed);
+    if (!(*given >= min && *given <= max)) return wrong(*node, key, fmt::format("is {}", *given), allowed);
+    value = *given;
+  }
+
   void duration(const char* key, std::uint64_t& seconds, std::uint64_t max) {
     const toml::node* node = take(key);
     if (node == nullptr) return;
@@ -111,8 +124,9 @@ class Section {
     if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), given->get()) == allowed.end())
       return wrong(*node, key, fmt::format("is \"{}\"", given->get()),
                    fmt::format("allowed are {}", fmt::join(allowed, ", ")));
+    const bool may_be_empty = value.empty();
     value = given->get();
-    if (const std::string name(key); name == "listen") {
+    if (const std::string name(key); name == "listen" && !(value.empty() && may_be_empty)) {
       if (!is_listening_address(value))
         return wrong(*node, key, fmt::format("is \"{}\", not an address to listen on", value),
                      "write an IP address and a port, like 0.0.0.0:7443 or [::]:7443");
@@ -224,11 +238,28 @@ Result<Config> parse_config(std::string_view text, const std::string& origin) {
   storage.size("segment_size", config.storage.segment_size, limits::kSegmentSizeMin, limits::kSegmentSizeMax, 1_MiB);
   storage.number("reserve_segments", config.storage.reserve_segments, 1, 64);
   storage.size("free_space_min", config.storage.free_space_min, 0, 1024_TiB);
+  storage.share("high_water", config.storage.high_water, 0.1, 1.0);
+  storage.share("full_water", config.storage.full_water, config.storage.high_water, 1.0);
   storage.number("commits_in_flight", config.storage.commits_in_flight, 1, limits::kCommitsInFlightMax);
   storage.size("index_cache", config.storage.index_cache, 1_MiB, 1_TiB);
   storage.duration("settle_after", config.storage.settle_after, 365 * 86'400);
   storage.size("settle_rate", config.storage.settle_rate, 1_MiB, 1_TiB);
+  storage.size("verify_rate", config.storage.verify_rate, 1_MiB, 1_TiB);
+  storage.size("scrub_rate", config.storage.scrub_rate, 1_MiB, 1_TiB);
+  storage.duration("scrub_interval", config.storage.scrub_interval, 366 * 86'400);
+  storage.flag("encryption", config.storage.encryption);
+  storage.text("master_key_file", config.storage.master_key_file);
   storage.done();
+
+  Section nbd(root, "nbd", origin, status);
+  nbd.text("socket", config.nbd.socket);
+  nbd.text("listen", config.nbd.listen);
+  nbd.text("tls", config.nbd.tls, {"required", "off"});
+  nbd.number("threads", config.nbd.threads, 0, 256);
+  nbd.number("connections", config.nbd.connections, 1, 65536);
+  nbd.size("cache", config.nbd.cache, 1_MiB, 1_TiB);
+  nbd.size("memory", config.nbd.memory, 64_MiB, 1_TiB);
+  nbd.done();
 
   Section alarms(root, "alarms", origin, status);
   alarms.number("no_point_minutes", config.alarms.no_point_minutes, 1, 7 * 24 * 60);
@@ -240,10 +271,11 @@ Result<Config> parse_config(std::string_view text, const std::string& origin) {
 
   for (const auto& [key, node] : root) {
     const std::string_view name = key.str();
-    if (status && name != "server" && name != "limits" && name != "storage" && name != "alarms" && name != "retention")
+    if (status && name != "server" && name != "limits" && name != "storage" && name != "nbd" && name != "alarms" &&
+        name != "retention")
       status =
           fail(Code::invalid_argument, place(origin, node.source()), fmt::format("{} is not a known section", name),
-               "there are [server], [limits], [storage], [alarms] and [retention]");
+               "there are [server], [limits], [storage], [nbd], [alarms] and [retention]");
   }
   if (!status) return std::unexpected(status.error());
   return config;
@@ -281,11 +313,27 @@ listen = "{}"                # where agents connect; port 0 lets the kernel choo
 [storage]
 # segment_size = "{}"                # of the log
 # reserve_segments = {}                  # formatted ahead, per partition
-# free_space_min = "{}"             # below this nothing new is formatted
+# free_space_min = "{}"                  # below this nothing new is taken in; 0: what pruning needs, see the manual
+# high_water = {}                     # above this share of the file system the fastest growers are slowed,
+# full_water = {}                     # above this one they are paused
 # commits_in_flight = {}                 # writes at a time, raised by itself as latency grows
 # index_cache = "{}"                 # per partition
 # settle_after = "{}"                   # the log is emptied into cold segments that long after it was written
 # settle_rate = "{}"                # bytes per second that are moved then, per partition
+# verify_rate = "{}"                # bytes per second of new data that are read back and checked
+# scrub_rate = "{}"                  # bytes per second of a scrub, which reads everything
+# scrub_interval = "{}"                 # from one scrub to the next; "0s": only `tidemark scrub start`
+# encryption = {}                     # of what is stored; make a master key first: tidemarkd key init
+# master_key_file = ""                  # default: master.key in the data directory; better on other media
+
+[nbd]
+# socket = ""                           # points and clones as disks; default: nbd.sock in the data directory; or "none"
+# listen = ""                           # the same over TCP, like "0.0.0.0:10809"; default: not
+# tls = "{}"                      # over TCP, with certificates of `tidemarkd certificate client`; or "off": anybody
+# threads = {}                           # that read and decode; 0: twice the cores, 4 at least
+# connections = {}                     # at a time
+# cache = "{}"                      # of decoded blocks
+# memory = "{}"                     # of requests under way
 
 [alarms]
 # no_point_minutes = {}                 # a machine without a new point for so long is an alarm
@@ -296,8 +344,11 @@ listen = "{}"                # where agents connect; port 0 lets the kernel choo
       listen, d.server.log_level, d.server.log_format, d.limits.sessions, d.limits.handshakes,
       d.limits.per_source_handshakes, size_text(d.limits.session_credit), size_text(d.limits.memory),
       size_text(d.storage.segment_size), d.storage.reserve_segments, size_text(d.storage.free_space_min),
-      d.storage.commits_in_flight, size_text(d.storage.index_cache), duration_text(d.storage.settle_after),
-      size_text(d.storage.settle_rate), d.alarms.no_point_minutes, duration_text(d.retention.removal_holdoff));
+      d.storage.high_water, d.storage.full_water, d.storage.commits_in_flight, size_text(d.storage.index_cache),
+      duration_text(d.storage.settle_after), size_text(d.storage.settle_rate), size_text(d.storage.verify_rate),
+      size_text(d.storage.scrub_rate), duration_text(d.storage.scrub_interval), d.storage.encryption, d.nbd.tls,
+      d.nbd.threads, d.nbd.connections, size_text(d.nbd.cache), size_text(d.nbd.memory), d.alarms.no_point_minutes,
+      duration_text(d.retention.removal_holdoff));
 }
 
 }  // namespace tidemark::server

@@ -31,12 +31,28 @@ struct Config {
   struct Storage {
     std::uint64_t segment_size = limits::kSegmentSizeDefault;
     std::uint32_t reserve_segments = limits::kReserveSegments;
-    std::uint64_t free_space_min = 256_MiB;
+    std::uint64_t free_space_min = 0;  // bytes; 0: what pruning needs (storage/space.h), for each partition
+    double high_water = 0.85;          // shares of the file system: above it machines are slowed,
+    double full_water = 0.95;          // above it they are paused (server/watermark.h)
     std::uint32_t commits_in_flight = 2;
-    std::uint64_t index_cache = 64_MiB;   // per partition
-    std::uint64_t settle_after = 3600;    // seconds
-    std::uint64_t settle_rate = 128_MiB;  // bytes per second and partition
+    std::uint64_t index_cache = 64_MiB;         // per partition
+    std::uint64_t settle_after = 3600;          // seconds
+    std::uint64_t settle_rate = 128_MiB;        // bytes per second and partition
+    std::uint64_t verify_rate = 256_MiB;        // bytes per second, of the whole server: new data, read back once
+    std::uint64_t scrub_rate = 64_MiB;          // the same: everything, again and again
+    std::uint64_t scrub_interval = 7 * 86'400;  // seconds; 0: only when it is asked for
+    bool encryption = false;
+    std::string master_key_file;  // empty: DIR/master.key
   } storage;
+  struct Nbd {
+    std::string socket;            // empty: DIR/nbd.sock; "none": no unix socket
+    std::string listen;            // empty: no TCP
+    std::string tls = "required";  // "off": TCP without
+    std::uint32_t threads = 0;     // 0: twice the cores, 4 at least
+    std::uint32_t connections = 256;
+    std::uint64_t cache = 128_MiB;   // of decoded blocks
+    std::uint64_t memory = 256_MiB;  // of requests under way
+  } nbd;
   struct Alarms {
     std::uint32_t no_point_minutes = 10;
   } alarms;

@@ -9,8 +9,9 @@ namespace tidemark::server {
 
 // Latencies in seconds over fixed bounds.
 struct LatencyHistogram {
-  static constexpr std::array<double, 12> kBounds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
-                                                     0.1,   0.25,   0.5,   1,    2.5,   10};
+  static constexpr std::array<double, 22> kBounds = {0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015,
+                                                     0.002,  0.003,   0.005,  0.0075, 0.01,   0.015,   0.025, 0.05,
+                                                     0.1,    0.25,    0.5,    1,      2.5,    10};
   std::array<std::uint64_t, kBounds.size() + 1> counts{};  // the last one: above all bounds
   double sum = 0;
 
@@ -68,11 +69,13 @@ struct ShardCounters {
   std::uint64_t pauses_for_room = 0;    // a frame waited for the log
   std::uint64_t pauses_for_memory = 0;  // a frame waited for a buffer
   std::uint64_t epochs_aborted = 0;     // by agents, and those that could not be committed or resumed
+  std::uint64_t resends = 0;            // agents were asked to send damaged ranges again
   std::uint64_t throttles = 0;          // sessions were asked to wait
   std::uint64_t digest_chunks = 0;
   std::uint64_t history_diverged = 0;
   std::uint64_t turns = 0;  // of the loop
-  LatencyHistogram ack;     // EpochCommit received -> durable
+  std::uint64_t ring_operations_max = 0;
+  LatencyHistogram ack;  // EpochCommit received -> durable
 
   void refuse(Refusal why) { ++refused[static_cast<std::size_t>(why)]; }
 };

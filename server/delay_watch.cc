@@ -10,16 +10,12 @@
 #include "server/shard.h"
 
 namespace tidemark::server {
-namespace {
-constexpr std::uint64_t kIndexLagSaid = 64_MiB;  // from here on it is the index that sessions wait for
-}
-
 Status DelayWatch::space() const {
   if (!finding_ || !finding_->no_space) return {};
   return std::unexpected(*finding_->no_space);
 }
 
-DelayWatch::Finding DelayWatch::look(const storage::Partition& partition) {
+DelayWatch::Finding DelayWatch::look(const storage::Partition& partition, std::uint64_t lag_max) {
   const auto stats = partition.stats();
   Finding finding;
   if (stats.segments_error && stats.segments_reserved == 0) {
@@ -27,7 +23,7 @@ DelayWatch::Finding DelayWatch::look(const storage::Partition& partition) {
     if (stats.segments_error->code == Code::no_space) finding.no_space = stats.segments_error;
   } else if (stats.index_error) {
     finding.why = "the index does not follow the log: " + stats.index_error->message();
-  } else if (stats.index_lag_bytes >= kIndexLagSaid) {
+  } else if (stats.index_lag_bytes >= lag_max / 2) {
     finding.why = "the index is " + std::to_string(stats.index_lag_bytes >> 20) + " MiB behind the log";
   } else {
     finding.why = "the staging disk is slow: what came seconds ago is not written yet";
@@ -39,7 +35,8 @@ void DelayWatch::ask() {
   if (asking_) return;
   asking_ = shard_.node().workers.post([this, shard = &shard_, host = &host_] {
     if (shard->node().stopping) return;  // nobody is there to be told
-    shard->post([this, finding = look(*host->partition())] {
+    const auto partition = host->share();
+    shard->post([this, finding = partition ? look(*partition, index_lag_max(shard->node())) : Finding()] {
       asking_ = false;
       finding_ = finding;
     });

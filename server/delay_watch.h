@@ -36,7 +36,7 @@ class DelayWatch {
     std::string why;
     std::optional<Error> no_space;
   };
-  static Finding look(const storage::Partition& partition);
+  static Finding look(const storage::Partition& partition, std::uint64_t lag_max);
   void ask();
 
   Shard& shard_;

@@ -47,7 +47,7 @@ Result<pb::DigestReply> compute_digests(storage::Reader& reader, const pb::Diges
       const auto read = reader.read(offset, std::span(chunk).first(length));
       if (read) {
         digest = sha256(std::span<const std::byte>(chunk).first(padded));
-      } else if (read.error().code == Code::corrupt) {
+      } else if (read.error().code == Code::corrupt || read.error().code == Code::io) {
         if (damaged++ == 0) spdlog::error("damage found while digesting{}", kv(read.error()));
       } else {
         return std::unexpected(read.error());

@@ -2,9 +2,6 @@
 
 #include <spdlog/spdlog.h>
 
-#include <array>
-
-#include "base/random.h"
 #include "server/admit.h"
 #include "server/logging.h"
 #include "server/moment.h"
@@ -141,21 +138,31 @@ Status look_at_partition(const JobPtr& job) {
   return {};
 }
 
-// Random, in a partition that is open.
-MachineId new_machine(const Node& node) {
-  std::array<std::byte, MachineId::kSize> bytes;
-  for (int tries = 0; tries < 64; ++tries) {
-    secure_random(bytes);
-    const PartitionId partition = node.partition_for(MachineId(bytes));
-    if (node.shard_for(partition).host(partition)->partition() != nullptr) break;
+// In a partition that serves. While one is being opened its machines' names are not known, and may be taken.
+Result<MachineId> new_machine(Node& node) {
+  const auto directories = node.directories.views();
+  std::vector<PlacementView> partitions;
+  for (std::size_t number = 0; number < directories.size(); ++number) {
+    for (const PartitionId partition : directories[number].partitions) {
+      if (node.shard_for(partition).host(partition)->state() == PartitionHost::State::opening)
+        return fail(Code::busy, "partition " + std::to_string(partition.value()), "the server is still opening it",
+                    "it is tried again by itself");
+      const auto machines = node.occupancy.machines(partition);
+      if (machines) partitions.push_back({partition, *machines, number, directories[number].space.available});
+    }
   }
-  return MachineId(bytes);
+  const auto chosen = choose_partition(partitions);
+  if (!chosen)
+    return fail(Code::unavailable, "partitions", "none of the server's partitions serves",
+                "the server's operator must look at it");
+  node.occupancy.expect(*chosen);
+  return draw_machine(node.superblock, *chosen);
 }
 
 Status check_and_sign(const JobPtr& job) {
   const TokenEntry token = TIDEMARK_TRY(job->node.tokens->check(job->secret()));
   job->known = token.machine.has_value();
-  job->machine = token.machine ? *token.machine : new_machine(job->node);
+  job->machine = token.machine ? *token.machine : TIDEMARK_TRY(new_machine(job->node));
   if (!job->known) {
     job->name = job->request.machine_name();
     TIDEMARK_TRY(check_machine_name(job->name));

@@ -35,6 +35,16 @@ const char* consistency_name(std::uint32_t consistency) {
 
 }  // namespace
 
+json space_to_json(const SpaceReport& space) {
+  return {{"logical_bytes", space.logical_bytes},
+          {"stored_bytes", space.stored_bytes},
+          {"quota_bytes", space.quota_bytes == 0 ? json() : json(space.quota_bytes)},
+          {"quota_state", to_string(space.quota)},
+          {"growth_bytes_per_s", space.growth},
+          {"held", space.hold == Watermark::Hold::none ? json() : json(to_string(space.hold))},
+          {"rate_bytes_per_s", space.hold == Watermark::Hold::slowed ? json(space.rate) : json()}};
+}
+
 json to_json(const MachineReport& machine) {
   const StatusView& status = machine.status;
   return {{"id", machine.id.to_string()},
@@ -53,6 +63,9 @@ json to_json(const MachineReport& machine) {
           {"newest_point", machine.newest_point.value() == 0 ? json() : json(machine.newest_point.value())},
           {"newest_point_time", machine.newest_point.value() == 0 ? json() : time_or_null(machine.newest_point_us)},
           {"unchanged_as_of", time_or_null(machine.unchanged_as_of_us)},
+          {"proven_as_of", time_or_null(machine.proven_us)},
+          {"differences", machine.differences},
+          {"difference_time", time_or_null(machine.difference_us)},
           {"lag_seconds", rounded(status.lag_seconds, 0.001)},
           {"backlog_bytes", status.backlog_bytes},
           {"disks", to_json(machine.disks)},
@@ -60,6 +73,13 @@ json to_json(const MachineReport& machine) {
           {"revoked", machine.revoked},
           {"certificate_expires", time_or_null(machine.certificate_expires_us)},
           {"partition", machine.partition.value()},
+          {"damage", machine.damage.any() ? json{{"extents", machine.damage.extents},
+                                                 {"bytes", machine.damage.bytes},
+                                                 {"points", machine.damage.points},
+                                                 {"newest", machine.damage.newest},
+                                                 {"complete", !machine.damage.unlisted}}
+                                          : json()},
+          {"space", space_to_json(machine.space)},
           {"removal", machine.removal ? json{{"requested", format_rfc3339(machine.removal->requested_us)},
                                              {"effective", format_rfc3339(machine.removal->effective_us)},
                                              {"by", machine.removal->by},
@@ -88,6 +108,7 @@ json point_to_json(const storage::pb::EpochEntry& epoch, const std::vector<DiskR
           {"consistency", consistency_name(epoch.consistency())},
           {"plain_bytes", epoch.plain_bytes()},
           {"stored_bytes", epoch.stored_bytes()},
+          {"verified", epoch.verified()},
           {"disks", std::move(list)}};
 }
 

@@ -11,6 +11,7 @@
 namespace tidemark::server {
 
 nlohmann::json to_json(const MachineReport& machine);
+nlohmann::json space_to_json(const SpaceReport& space);
 nlohmann::json to_json(const Error& error);
 // `disks` of the machine give the names; the sizes are those of the epoch.
 nlohmann::json point_to_json(const storage::pb::EpochEntry& epoch, const std::vector<DiskReport>& disks);

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "server/machine_status.h"
+#include "server/space_watch.h"
 
 namespace tidemark::server {
 
@@ -24,6 +25,15 @@ struct RemovalReport {
   std::string by, reason;
 };
 
+struct SpaceReport {
+  std::uint64_t logical_bytes = 0, stored_bytes = 0;
+  std::uint64_t quota_bytes = 0;  // 0: none
+  QuotaState quota = QuotaState::none;
+  std::uint64_t growth = 0;  // bytes per second
+  Watermark::Hold hold = Watermark::Hold::none;
+  std::uint64_t rate = 0;  // bytes per second, when slowed
+};
+
 struct MachineReport {
   MachineId id;
   std::string name;
@@ -36,6 +46,9 @@ struct MachineReport {
   EpochNumber newest_point;
   WallMicros newest_point_us = 0;
   WallMicros unchanged_as_of_us = 0;
+  WallMicros proven_us = 0;  // what its agent said last, as the next two
+  std::uint64_t differences = 0;
+  WallMicros difference_us = 0;
   std::vector<DiskReport> disks;
   std::string quarantine;
   bool revoked = false;
@@ -44,6 +57,8 @@ struct MachineReport {
   std::optional<RemovalReport> removal;
   bool is_clone = false;
   bool cloned = false;  // clones stand on points of it
+  StoredDamage damage;
+  SpaceReport space;
 };
 
 }  // namespace tidemark::server

@@ -11,6 +11,8 @@
 namespace tidemark::server {
 namespace {
 
+constexpr WallMicros kDifferenceAlarmUs = WallMicros{86'400} * 1'000'000;  // an audit's finding is an alarm for a day
+
 constexpr std::array<const char*, 9> kAgentStates = {"initiating", "initial-sync", "creating-first-point",
                                                      "continuous", "backlog",      "rescan",
                                                      "paused",     "stalled",      "stopped"};
@@ -89,6 +91,12 @@ StatusView derive_status(const storage::MachineState& machine, const Observed& o
     view.remedy = observed.last_error_remedy.empty() ? "check that tidemark-agent runs there and reaches this server"
                                                      : observed.last_error_remedy;
   }
+  const bool told_to_wait = view.cause.starts_with("the server asks to wait");  // by us, for the same reason
+  if (observed.connected && !observed.held_by.empty() && (observed.paused || view.cause.empty() || told_to_wait)) {
+    if (observed.paused) view.state = "paused";
+    view.cause = observed.held_by;
+    view.remedy = observed.held_remedy;
+  }
   if (observed.connected && !observed.waits_for.empty() && view.cause.empty()) {
     view.cause = observed.waits_for;
     view.remedy = "it goes on by itself; if it lasts, look at the staging disk";
@@ -107,6 +115,26 @@ StatusView derive_status(const storage::MachineState& machine, const Observed& o
     view.cause =
         fmt::format("no new point for {} minutes", (now_us - waiting_since(machine, observed, rules)) / 60'000'000);
     view.remedy = "see the agent's log on the machine";
+  }
+  const StoredDamage& damage = observed.damage;
+  if (damage.newest || damage.unlisted) {
+    view.alarm = true;
+    if (!view.cause.empty()) return view;
+    view.cause = fmt::format("{} stored blocks, {} bytes, of its newest state are damaged{}", damage.extents,
+                             damage.bytes, damage.unlisted ? ", and more than could be listed" : "");
+    view.remedy = fmt::format(
+        "its agent is asked to send them again; `tidemark damage {}` tells which points are affected", record.name());
+  }
+  if (observed.differences != 0 && now_us - observed.difference_us < kDifferenceAlarmUs) {
+    view.alarm = true;
+    if (!view.cause.empty()) return view;
+    view.cause =
+        fmt::format("{} blocks differed from the source; the last: {}", observed.differences, observed.difference);
+    view.remedy = "they were sent again; see what wrote to the disk unseen, and trust older points with care";
+  }
+  if (view.cause.empty() && !observed.near_quota.empty()) {
+    view.cause = observed.near_quota;
+    view.remedy = "raise the quota (`tidemark machine quota " + record.name() + " SIZE`), or let go of points";
   }
   return view;
 }

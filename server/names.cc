@@ -28,7 +28,7 @@ std::optional<MachineId> MachineNames::find(const std::string& name) const {
 
 bool MachineNames::load(const std::string& name, const MachineId& machine) {
   const std::lock_guard lock(mutex_);
-  return names_.emplace(name, machine).second;
+  return names_.emplace(name, machine).first->second == machine;
 }
 
 Result<MachineId> MachineNames::resolve(const std::string& text) const {

@@ -16,6 +16,8 @@ namespace tidemark::server {
 
 const char* to_string(PartitionHost::State state) {
   switch (state) {
+    case PartitionHost::State::opening: return "opening";
+    case PartitionHost::State::rebuilding: return "rebuilding";
     case PartitionHost::State::serving: return "serving";
     case PartitionHost::State::stopped: return "stopped";
     case PartitionHost::State::fenced: return "fenced";
@@ -30,55 +32,14 @@ MachineId machine_id_of(const storage::pb::MachineRecord& record) {
   return MachineId(bytes);
 }
 
-PartitionHost::PartitionHost(Shard& shard, PartitionId id) : shard_(shard), id_(id), delays_(shard, *this) {}
+PartitionHost::PartitionHost(Shard& shard, PartitionId id)
+    : shard_(shard), id_(id), delays_(shard, *this), space_(shard, *this) {}
 PartitionHost::~PartitionHost() = default;
 
-void PartitionHost::open(storage::IoQueue& queue) {
-  const Node& node = shard_.node();
-  storage::PartitionOptions options;
-  options.segment_size = node.config.storage.segment_size;
-  options.reserve_segments = node.config.storage.reserve_segments;
-  options.commits_in_flight_max = node.config.storage.commits_in_flight;
-  options.free_space_min = node.config.storage.free_space_min;
-  options.index.cache_bytes = node.config.storage.index_cache;
-  options.settler.settle_after_us = static_cast<WallMicros>(node.config.storage.settle_after) * 1'000'000;
-  options.settler.bytes_per_second = node.config.storage.settle_rate;
-  auto opened = storage::Partition::open(node.files, node.directory.partition(id_), id_, node.superblock.server_id,
-                                         options, queue, node.clock, *this);
-  if (!opened) {
-    state_ = opened.error().code == Code::corrupt ? State::fenced : State::stopped;
-    why_ = opened.error().message();
-    spdlog::error("partition not opened{}{}{}", kv("partition", id_.value()), kv("state", to_string(state_)),
-                  kv(opened.error()));
-    return;
-  }
-  partition_ = std::move(opened->partition);
-  index_rebuilt_ = !opened->index_rebuilt.empty();
-  state_ = State::serving;
-  const auto& recovery = opened->recovery;
-  spdlog::info("partition open{}{}{}{}{}", kv("partition", id_.value()),
-               kv("durable_lsn", recovery.durable_lsn.value()), kv("commits_replayed", recovery.commits),
-               kv("torn_bytes", recovery.torn_bytes), kv("damaged", recovery.damaged.size()));
-  for (const auto& damaged : recovery.damaged)
-    spdlog::error("damaged block found{}{}{}{}{}", kv("partition", id_.value()),
-                  kv("machine", damaged.machine.to_string()), kv("disk", damaged.disk.value()),
-                  kv("epoch", damaged.epoch.value()), kv("segment", damaged.segment.value()));
-  const auto load_name = [&](const storage::MachineState& machine) {
-    const auto id = machine_id_of(machine.record);
-    if (!shard_.node().names.load(machine.record.name(), id))
-      spdlog::warn("two machines have one name: use the id{}{}", kv("name", machine.record.name()),
-                   kv("machine", id.to_string()));
-  };
-  partition_->for_each_machine(load_name);
-  partition_->for_each_clone(load_name);
-  retention_ = std::make_unique<RetentionRunner>(shard_, *this);
-}
-
-Status PartitionHost::serving() const {
+Status PartitionHost::trouble() const {
   if (state_ == State::serving) return {};
-  return fail(Code::unavailable, "partition " + std::to_string(id_.value()),
-              "the part of the server that holds this machine is " + std::string(to_string(state_)) + ": " + why_,
-              "the server's operator must look at it; nothing that was acknowledged is given up");
+  return fail(Code::unavailable, "partition " + std::to_string(id_.value()), std::string("it is ") + to_string(state_),
+              "`tidemark health` and the server's log say why");
 }
 
 Status PartitionHost::takes_data() const {
@@ -99,10 +60,15 @@ StatusRules PartitionHost::rules() const {
   const Node& node = shard_.node();
   return {.server_started_us = node.started_us,
           .no_point_minutes = node.config.alarms.no_point_minutes,
-          .partition_trouble = state_ == State::serving ? std::string() : why_};
+          .partition_trouble = state_ == State::serving ? std::string() : health().why};
 }
 
 StatusView PartitionHost::derive(const storage::MachineState& machine, Runtime& runtime, WallMicros now_us) {
+  const MachineRoom& room = space_.room(machine_id_of(machine.record));
+  runtime.observed.held_by = room.hold.reason;
+  runtime.observed.held_remedy = room.hold.remedy;
+  runtime.observed.paused = room.hold.kind == Watermark::Hold::paused;
+  runtime.observed.near_quota = room.near_quota;
   StatusView view = derive_status(machine, runtime.observed, now_us, rules());
   if (view.state != runtime.state) {
     runtime.state = view.state;
@@ -122,6 +88,9 @@ MachineReport PartitionHost::report(const storage::MachineState& machine) {
   report.connected = runtime.observed.connected;
   report.address = runtime.observed.address;
   report.agent_version = runtime.observed.agent_version;
+  report.proven_us = runtime.observed.proven_us;
+  report.differences = runtime.observed.differences;
+  report.difference_us = runtime.observed.difference_us;
   report.durable_epoch = machine.durable_epoch;
   report.newest_point = machine.newest_point;
   report.newest_point_us = machine.newest_point_us;
@@ -129,10 +98,19 @@ MachineReport PartitionHost::report(const storage::MachineState& machine) {
   for (const auto& disk : machine.record.disks()) report.disks.push_back({disk.disk(), disk.name(), disk.size()});
   report.quarantine = machine.record.quarantine();
   report.revoked = machine.record.revoked();
+  report.damage = runtime.observed.damage;
   report.certificate_expires_us = runtime.observed.certificate_expires_us;
   report.partition = id_;
   report.is_clone = machine.record.has_clone();
   report.cloned = !machine.cloned.empty();
+  const MachineRoom& room = space_.room(id);
+  report.space = {.logical_bytes = room.logical_bytes,
+                  .stored_bytes = room.stored_bytes,
+                  .quota_bytes = machine.record.quota(),
+                  .quota = room.quota.state(),
+                  .growth = room.growth,
+                  .hold = room.hold.kind,
+                  .rate = room.hold.rate};
   if (const auto* removal = storage::machine_removal(machine.record))
     report.removal = {removal->requested_us(), removal->effective_us(), removal->by(), removal->reason()};
   return report;
@@ -140,7 +118,11 @@ MachineReport PartitionHost::report(const storage::MachineState& machine) {
 
 std::vector<MachineReport> PartitionHost::reports() {
   std::vector<MachineReport> all;
-  if (!partition_) return all;
+  if (!partition_) {
+    all = last_reports_;
+    for (MachineReport& report : all) report.status.cause = health().why;
+    return all;
+  }
   partition_->for_each_machine([&](const storage::MachineState& machine) { all.push_back(report(machine)); });
   return all;
 }
@@ -191,6 +173,16 @@ void PartitionHost::create_clones(storage::CloneBase base, std::vector<storage::
   try_puts();
 }
 
+void PartitionHost::append(std::function<Status(storage::Partition&)> write, std::function<void(Status)> done) {
+  auto put = [this, write = std::move(write), done](const std::function<void(Status)>&) -> Status {
+    TIDEMARK_TRY(write(*partition_));
+    shard_.later([done] { done({}); });
+    return {};
+  };
+  puts_.push_back({std::move(put), std::move(done)});
+  try_puts();
+}
+
 // In order, as far as the log has room; the rest waits for the next turn.
 void PartitionHost::try_puts() {
   while (!puts_.empty()) {
@@ -231,8 +223,10 @@ void PartitionHost::remove(const MachineId& machine, std::function<void(Status)>
       });
 }
 
-void PartitionHost::drop_points(const MachineId& machine, std::vector<EpochNumber> epochs) {
-  if (state_ == State::serving) partition_->drop_points(machine, std::move(epochs));
+void PartitionHost::drop_points(const MachineId& machine, const std::vector<EpochNumber>& epochs) {
+  if (state_ != State::serving) return;
+  partition_->keep_points(machine);
+  partition_->drop_points(machine, epochs);
 }
 
 void PartitionHost::expel(const MachineId& machine, const Error& why, std::uint32_t retry_after_ms) {
@@ -291,6 +285,7 @@ void PartitionHost::wait_for_room(Channel& channel, std::size_t bytes) { waiting
 void PartitionHost::forget(Channel& channel, const MachineId& machine) {
   std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.channel == &channel; });
   std::erase(runtime_[machine].waiting, &channel);
+  std::erase(waiting_for_opening_, &channel);
 }
 
 std::uint32_t PartitionHost::initial_credit() const {
@@ -331,18 +326,25 @@ void PartitionHost::on_idle() {
 // What a state is called is worked out when something happened to the machine, so that its time is right; the alarm
 // comes from nothing happening, and is looked for in all of them.
 void PartitionHost::tick_second(WallMicros now_us) {
+  if (opening_ && state() == State::rebuilding) release_opening();
+  let_go();
+  look_after_index();
   if (!partition_) return;
   tell_delays();
+  tell_damage();
   if (state_ == State::serving) retention_->tick();
+  if (state_ == State::serving) space_.tick();
   for (const MachineId& id : std::exchange(touched_, {}))
     if (const auto* machine = find(id)) static_cast<void>(derive(*machine, runtime_[id], now_us));
   if (++ticks_ % kAlarmEverySeconds != 0) return;
   alarms_ = 0;
   lag_seconds_max_ = 0;
+  std::size_t machines = 0;
   const StatusRules rules = this->rules();
   partition_->for_each_machine([&](const storage::MachineState& machine) {
     const MachineId id = machine_id_of(machine.record);
     Runtime& runtime = runtime_[id];
+    machines += machine.record.removed() ? 0 : 1;
     const bool alarm = no_new_point(machine, runtime.observed, now_us, rules);
     if (alarm) ++alarms_;
     if (machine.newest_point.value() != 0) {
@@ -360,6 +362,33 @@ void PartitionHost::tick_second(WallMicros now_us) {
       spdlog::info("points come again{}{}", kv("machine", machine.record.name()), kv("id", id.to_string()));
     }
   });
+  if (state_ == State::serving) shard_.node().occupancy.tell(id_, machines);
+}
+
+// The checker works out on its own thread what is damaged; here it is shown, and the agents are asked for it.
+void PartitionHost::tell_damage() {
+  const storage::Checker& checker = partition_->checker();
+  if (const std::uint64_t version = checker.version(); version != damage_version_) {
+    damage_version_ = version;
+    const auto before = std::exchange(damaged_, checker.machines());
+    for (const auto& [id, damage] : before)
+      if (!damaged_.contains(id)) observed(id).damage = {};
+    for (const auto& [id, damage] : damaged_)
+      observed(id).damage = {.extents = damage.extents,
+                             .bytes = damage.bytes,
+                             .points = damage.points,
+                             .newest = damage.newest,
+                             .unlisted = damage.unlisted};
+    for (const auto& [id, damage] : before)
+      if (Session* const session = session_of(id); session != nullptr && !damaged_.contains(id)) session->ask_again({});
+  }
+  for (const auto& [id, damage] : damaged_)
+    if (Session* const session = session_of(id)) session->ask_again(damage.wanted);
+}
+
+void PartitionHost::ask_for_damaged(Session& session) {
+  const auto damaged = damaged_.find(session.machine());
+  if (damaged != damaged_.end()) session.ask_again(damaged->second.wanted);
 }
 
 void PartitionHost::tell_delays() {
@@ -367,15 +396,6 @@ void PartitionHost::tell_delays() {
   for (auto& [machine, runtime] : runtime_)
     if (runtime.session != nullptr) sessions.push_back(runtime.session);
   delays_.tick(sessions);
-}
-
-void PartitionHost::close() {
-  if (!partition_) return;
-  if (const auto closed = partition_->close(); !closed)
-    spdlog::error("partition not closed well{}{}", kv("partition", id_.value()), kv(closed.error()));
-  state_ = State::stopped;
-  why_ = "the server stops";
-  partition_.reset();
 }
 
 void PartitionHost::on_epoch_durable(const MachineId& machine, EpochNumber epoch, const Hash128& digest) {
@@ -386,27 +406,12 @@ void PartitionHost::on_epoch_durable(const MachineId& machine, EpochNumber epoch
 }
 
 void PartitionHost::on_bytes_durable(const MachineId& machine, std::uint64_t payload_bytes) {
+  space_.received(machine, payload_bytes);
   if (Session* const session = session_of(machine)) session->bytes_durable(payload_bytes);
 }
 
 void PartitionHost::on_room() {
   // end_turn() looks at the queue in every turn; this call comes from the store in the middle of one.
-}
-
-void PartitionHost::on_stopped(const Error& why) {
-  if (state_ != State::serving) return;
-  state_ = State::stopped;
-  why_ = why.message();
-  spdlog::error("partition stopped{}{}", kv("partition", id_.value()), kv(why));
-  shard_.later([this] {
-    const auto trouble = serving();
-    if (trouble) return;
-    std::vector<Session*> sessions;
-    for (auto& [machine, runtime] : runtime_)
-      if (runtime.session != nullptr) sessions.push_back(runtime.session);
-    for (Session* const session : sessions) session->end(trouble.error(), retry_after_ms(Code::unavailable));
-    try_puts();
-  });
 }
 
 }  // namespace tidemark::server

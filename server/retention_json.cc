@@ -139,7 +139,9 @@ std::vector<json> holds_json(const RetentionView& view, const std::vector<storag
   std::vector<storage::LadderEpoch> ascending;
   ascending.reserve(epochs.size());
   for (auto at = epochs.rbegin(); at != epochs.rend(); ++at) ascending.push_back(storage::ladder_epoch(*at));
-  const auto holds = storage::explain(ascending, view.record, view.guards, view.now_us);
+  storage::Guards guards = view.guards;
+  storage::guard_newest_verified(guards, epochs);
+  const auto holds = storage::explain(ascending, view.record, guards, view.now_us);
   std::vector<json> all;
   all.reserve(epochs.size());
   for (std::size_t i = 0; i < epochs.size(); ++i) {

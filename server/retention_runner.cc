@@ -8,6 +8,7 @@
 #include "server/audit.h"
 #include "server/logging.h"
 #include "server/partition_host.h"
+#include "server/retention_json.h"
 #include "server/shard.h"
 
 namespace tidemark::server {
@@ -15,8 +16,9 @@ namespace {
 
 constexpr auto kIndexTimeout = std::chrono::seconds(30);
 constexpr WallMicros kRetryAfter = 60'000'000;
+constexpr WallMicros kCheckedWithin = 5'000'000;  // what is new is read back within seconds
 
-storage::RetentionClock start_clock(Shard& shard, PartitionHost& host) {
+storage::RetentionClock start_clock(Shard& shard, PartitionHost& host, storage::RetentionClock::Back back) {
   const Node& node = shard.node();
   std::optional<WallMicros> seen = node.seen_time.at_start();
   if (!seen) {
@@ -25,7 +27,7 @@ storage::RetentionClock start_clock(Shard& shard, PartitionHost& host) {
       seen = std::max(seen.value_or(of_it), of_it);
     });
   }
-  return {seen, node.clock.wall_us(), node.clock.monotonic()};
+  return {seen, node.clock.wall_us(), node.clock.monotonic(), back};
 }
 
 void write(Node& node, const AuditEntry& entry) {
@@ -43,18 +45,28 @@ storage::Guards guards_of(const storage::MachineState& machine) {
 }
 
 RetentionRunner::RetentionRunner(Shard& shard, PartitionHost& host)
-    : shard_(shard), host_(host), retention_(start_clock(shard, host)) {
+    : shard_(shard),
+      host_(host),
+      retention_(start_clock(shard, host, storage::RetentionClock::Back::follow)),
+      rung_clock_(start_clock(shard, host, storage::RetentionClock::Back::hold)) {
+  opened_again();
+  tell_clock();
+}
+
+void RetentionRunner::opened_again() {
+  going_.clear();  // whatever was asked of the former one and not done yet is asked again
   const auto know = [&](const storage::MachineState& machine) {
     retention_.record_changed(machine_id_of(machine.record), machine.record);
   };
-  host.partition()->for_each_machine(know);
-  host.partition()->for_each_clone(know);
-  tell_clock();
+  host_.partition()->for_each_machine(know);
+  host_.partition()->for_each_clone(know);
 }
 
 RetentionRunner::~RetentionRunner() {
   for (const AuditEntry& entry : unaudited_) write(shard_.node(), entry);
 }
+
+WallMicros RetentionRunner::rung_time_us() { return rung_clock_.now_us(shard_.node().clock.monotonic()); }
 
 void RetentionRunner::audit(AuditEntry entry) {
   unaudited_.push_back(std::move(entry));
@@ -96,6 +108,7 @@ void RetentionRunner::tell_clock() {
 void RetentionRunner::tick() {
   Node& node = shard_.node();
   retention_.observe(node.clock.wall_us(), node.clock.monotonic());
+  rung_clock_.observe(node.clock.wall_us(), node.clock.monotonic());
   tell_clock();
   write_audit();
   node.seen_time.note(now_us(), node.clock.monotonic(), node.workers);
@@ -115,7 +128,8 @@ void RetentionRunner::tick() {
 void RetentionRunner::look(std::vector<Look> looks) {
   looking_ = true;
   auto shared = std::make_shared<std::vector<Look>>(std::move(looks));
-  auto job = [this, shared, partition = host_.partition(), shard = &shard_, now = now_us()] {
+  // The partition is let go when the job has run, with the job.
+  auto job = [this, shared, partition = host_.share(), shard = &shard_, now = now_us()] {
     std::vector<Looked> all;
     for (Look& look : *shared) {
       if (shard->node().stopping) return;
@@ -126,7 +140,9 @@ void RetentionRunner::look(std::vector<Look> looks) {
         epochs.reserve(entries->size());
         for (auto at = entries->rbegin(); at != entries->rend(); ++at)
           if (at->number() != 0) epochs.push_back(storage::ladder_epoch(*at));  // 0: what a clone stands on
-        one.decision = storage::decide(epochs, one.look.record, one.look.guards, now);
+        storage::Guards guards = one.look.guards;
+        storage::guard_newest_verified(guards, *entries);
+        one.decision = storage::decide(epochs, one.look.record, guards, now);
         one.gone = storage::gone_removals(one.look.record, epochs);
         auto tidied = one.look.record;
         one.tidy = storage::tidy_retention(tidied, one.gone, now);
@@ -176,6 +192,7 @@ void RetentionRunner::decided(Looked& one) {
         return std::binary_search(one.decision.drop.begin(), one.decision.drop.end(), EpochNumber(removal.epoch()));
       });
   if (by_removal) sooner(now_us());  // to see it gone, and say so
+  if (one.decision.waits_for_check) sooner(now_us() + kCheckedWithin);
 
   if (one.tidy) {
     for (const EpochNumber gone : one.gone)
@@ -238,7 +255,7 @@ void RetentionRunner::drop(const MachineId& id, const storage::MachineState& mac
   } else {
     going_[id] = std::move(going);
   }
-  if (!drops.empty()) host_.drop_points(id, std::move(drops));
+  host_.drop_points(id, drops);
 }
 
 void RetentionRunner::remove_machine(const Look& look, const storage::pb::RemovalRecord& removal) {

@@ -37,11 +37,13 @@ class RetentionRunner {
   RetentionRunner(const RetentionRunner&) = delete;
   RetentionRunner& operator=(const RetentionRunner&) = delete;
 
+  void opened_again();  // the partition is another one, of the same store
   void record_changed(const MachineId& machine, const storage::pb::MachineRecord& record);
   void epoch_committed(const MachineId& machine) { retention_.epoch_committed(machine); }
   void tick();  // once a second
 
   WallMicros now_us() const { return retention_.clock().now_us(); }
+  WallMicros rung_time_us();  // now, by the clock that rungs go by
   std::optional<storage::RetentionClock::Held> held() const { return retention_.clock().held(); }
   using Ranges = std::vector<std::pair<EpochNumber, EpochNumber>>;  // both inclusive, ascending
   bool going(const MachineId& machine, EpochNumber epoch) const;
@@ -72,6 +74,7 @@ class RetentionRunner {
   Shard& shard_;
   PartitionHost& host_;
   storage::Retention retention_;
+  storage::RetentionClock rung_clock_;
   std::unordered_map<MachineId, Ranges> going_;
   bool looking_ = false;
   bool told_held_ = false;

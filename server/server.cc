@@ -11,6 +11,8 @@
 #include "net/acceptor.h"
 #include "server/admin.h"
 #include "server/logging.h"
+#include "server/master_key.h"
+#include "server/nbd_service.h"
 #include "server/node.h"
 #include "server/partition_host.h"
 #include "server/session.h"
@@ -18,6 +20,10 @@
 
 namespace tidemark::server {
 namespace {
+
+constexpr std::chrono::milliseconds kWaitForOpening{10'000}, kWaitForRebuild{1'000};
+// So long no handshake was done: who holds them all keeps silent, and the next ones are turned away.
+constexpr std::chrono::milliseconds kWaitForHandshakes{2'000};
 
 unsigned shard_count(const Config& config, std::uint32_t partitions) {
   const unsigned wanted =
@@ -40,9 +46,9 @@ void raise_descriptor_limit(std::uint32_t sessions) {
 
 struct Server::Impl {
   Impl(Config config, Directory directory, Superblock superblock, Authority authority, std::unique_ptr<Tokens> tokens,
-       storage::FileSystem& files, const Clock& clock)
+       std::unique_ptr<ExportClients> clients, storage::FileSystem& files, const Clock& clock)
       : node(std::move(config), std::move(directory), std::move(superblock), std::move(authority), std::move(tokens),
-             files, clock),
+             std::move(clients), files, clock),
         rates(node.config.limits.per_source_handshakes) {}
 
   std::unique_ptr<storage::FileLock> lock;  // released last
@@ -51,14 +57,31 @@ struct Server::Impl {
   SourceRates rates;
   std::unique_ptr<net::Acceptor> acceptor;
   std::size_t next_shard = 0;
+  std::optional<Shard::Time> full_since;  // all shards have as many handshakes in flight as they may
   std::unique_ptr<AdminServer> admin;
   bool started = false;
   bool stopped = false;
 
+  void watch_directories();
+  void wait_for_partitions();
+  bool room();
   void on_accept(asio::ip::tcp::socket socket);
   Status listen();
   Status start_shards();
 };
+
+// Agents that all come back at once wait in the kernel's queue: none of them is turned away, and sessions have their
+// turn between handshakes.
+bool Server::Impl::room() {
+  const bool full = std::ranges::all_of(node.shards, [](const auto& shard) { return shard->handshakes().full(); });
+  const Shard::Time now = node.shards.front()->now();
+  if (!full) {
+    full_since.reset();
+  } else if (!full_since) {
+    full_since = now;
+  }
+  return !full || now - *full_since >= kWaitForHandshakes;
+}
 
 void Server::Impl::on_accept(asio::ip::tcp::socket socket) {
   Shard& first = *node.shards.front();
@@ -66,8 +89,12 @@ void Server::Impl::on_accept(asio::ip::tcp::socket socket) {
   const auto remote = socket.remote_endpoint(error);
   if (error) return;  // it is gone again
   if (!rates.allow(remote.address().to_string(), first.now())) return first.counters().refuse(Refusal::source_rate);
-  Shard& shard = *node.shards[next_shard++ % node.shards.size()];
-  auto ticket = shard.handshakes().take();
+  std::optional<AdmissionCount::Ticket> ticket;
+  Shard* shard = nullptr;
+  for (std::size_t i = 0; i < node.shards.size() && !ticket; ++i) {
+    shard = node.shards[next_shard++ % node.shards.size()].get();
+    ticket = shard->handshakes().take();
+  }
   if (!ticket) return first.counters().refuse(Refusal::handshakes);
   const bool v6 = remote.address().is_v6();
   const int descriptor = socket.release(error);
@@ -75,7 +102,7 @@ void Server::Impl::on_accept(asio::ip::tcp::socket socket) {
     spdlog::warn("connection not handed over{}", kv("why", error.message()));
     return;
   }
-  shard.greet(descriptor, v6, std::move(*ticket));
+  shard->greet(descriptor, v6, std::move(*ticket));
 }
 
 Status Server::Impl::start_shards() {
@@ -89,6 +116,37 @@ Status Server::Impl::start_shards() {
   return all;
 }
 
+void Server::Impl::watch_directories() {
+  node.directories.watch([this](const std::vector<PartitionId>& partitions, const Status& state) {
+    for (const PartitionId id : partitions) {
+      Shard& shard = node.shard_for(id);
+      shard.post([host = shard.host(id), state] {
+        if (state) {
+          host->directory_back();
+        } else {
+          host->directory_failed(state.error());
+        }
+      });
+    }
+  });
+}
+
+void Server::Impl::wait_for_partitions() {
+  const auto began = std::chrono::steady_clock::now();
+  for (const auto& shard : node.shards) {
+    for (const auto& host : shard->hosts()) {
+      while (true) {
+        const auto state = host->state();
+        const auto patience = state == PartitionHost::State::opening      ? kWaitForOpening
+                              : state == PartitionHost::State::rebuilding ? kWaitForRebuild
+                                                                          : std::chrono::milliseconds(0);
+        if (std::chrono::steady_clock::now() - began >= patience) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    }
+  }
+}
+
 Status Server::Impl::listen() {
   auto result = std::make_shared<std::promise<Status>>();
   auto future = result->get_future();
@@ -96,7 +154,8 @@ Status Server::Impl::listen() {
   first.post([this, result, &first] {
     auto listening = net::Acceptor::listen(
         first.io(), node.config.server.listen, [this](asio::ip::tcp::socket socket) { on_accept(std::move(socket)); },
-        [](const Error& trouble) { spdlog::warn("accepting pauses{}", kv(trouble)); });
+        [](const Error& trouble) { spdlog::warn("accepting pauses{}", kv(trouble)); },
+        {.room = [this] { return room(); }});
     if (listening) {
       acceptor = std::move(*listening);
       node.listening = acceptor->address();
@@ -122,18 +181,24 @@ Result<std::unique_ptr<Server>> Server::start(const std::string& data, const Con
   if (!lock && lock.error().code == Code::busy)
     return fail(Code::busy, directory.path(), "another tidemarkd serves this data directory", "stop that one first");
   if (!lock) return std::unexpected(lock.error());
+  auto master_keys = TIDEMARK_TRY(load_master_keys(files, directory, superblock, config));
   auto authority = TIDEMARK_TRY(Authority::load(directory.authority()));
   auto tokens = TIDEMARK_TRY(Tokens::load(directory.tokens(), clock));
+  auto clients = TIDEMARK_TRY(ExportClients::load(directory.clients()));
   raise_descriptor_limit(config.limits.sessions);
 
   auto impl = std::make_unique<Impl>(config, directory, std::move(superblock), std::move(authority), std::move(tokens),
-                                     files, clock);
+                                     std::move(clients), files, clock);
   impl->lock = std::move(*lock);
+  impl->node.master_keys = std::move(master_keys);
   impl->node.admin_socket = config.server.admin_socket.empty() ? directory.admin_socket() : config.server.admin_socket;
   std::unique_ptr<Server> server(new Server(std::move(impl)));
   TIDEMARK_TRY(server->impl_->start_shards());
   TIDEMARK_TRY(server->impl_->listen());
+  TIDEMARK_TRY(server->impl_->node.nbd->start());
   server->impl_->admin = TIDEMARK_TRY(AdminServer::start(server->impl_->node, server->impl_->node.admin_socket));
+  server->impl_->watch_directories();
+  server->impl_->wait_for_partitions();
   const Node& node = server->impl_->node;
   spdlog::info("serving{}{}{}{}{}", kv("address", node.listening), kv("admin_socket", node.admin_socket),
                kv("data", node.directory.path()), kv("partitions", node.superblock.partitions),
@@ -146,6 +211,7 @@ void Server::stop(std::chrono::milliseconds grace) {
   if (impl.stopped) return;
   impl.stopped = true;
   impl.node.stopping = true;
+  impl.node.directories.stop();
   if (impl.started && impl.acceptor) {
     std::promise<void> closed;
     impl.node.shards.front()->post([&] {
@@ -155,6 +221,8 @@ void Server::stop(std::chrono::milliseconds grace) {
     closed.get_future().wait();
   }
   if (impl.admin) impl.admin->stop();
+  impl.node.holds.stop();
+  if (impl.started) impl.node.nbd->stop();
   // What they do reaches into the partitions, which close with their shards.
   impl.node.workers.stop();
   for (const auto& shard : impl.node.shards) shard->begin_stop(grace);

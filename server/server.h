@@ -1,7 +1,8 @@
 // A running tidemarkd: opens a data directory, starts the shards, the acceptor and the admin API, and stops them again.
 //
-// Order of starting: lock, superblock, authority, shards (each opens its partitions), acceptor, admin API.
-// Order of stopping: acceptor, admin API, workers, goodbye to the sessions, partitions, lock.
+// Order of starting: lock, superblock, authority, data directories, shards, acceptor, admin API; meanwhile the
+// partitions are opened, each on a thread of its own. Order of stopping: data directories' watch, acceptor, admin API,
+// workers, goodbye to the sessions, partitions, lock.
 #pragma once
 
 #include <chrono>
@@ -19,7 +20,8 @@ struct Node;
 
 class Server {
  public:
-  // Serves when it returns well. Partitions that cannot be opened do not count: /v1/health tells of them.
+  // Serves when it returns well. Partitions that cannot be opened do not count, nor those that take long: it waits ten
+  // seconds for them at most, one when an index is made again. /v1/health tells of them.
   static Result<std::unique_ptr<Server>> start(const std::string& data, const Config& config,
                                                storage::FileSystem& files, const Clock& clock);
   ~Server();  // stop()

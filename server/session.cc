@@ -29,10 +29,18 @@ pb::OpenEpoch to_wire(const storage::pb::OpenEpochEntry& entry) {
 
 namespace {
 
+// One whose machine is held begins with the least; the rest is withheld, as all credit is.
+std::uint32_t first_credit(const PartitionHost& host, const MachineId& machine) {
+  const bool held = host.space().room(machine).hold.kind != Watermark::Hold::none;
+  return held ? limits::kSessionCreditMin : host.initial_credit();
+}
+
 constexpr std::uint64_t kReportBytes = 16_MiB;  // of an initial epoch, between two reports of its durable progress
 constexpr auto kReportEvery = std::chrono::milliseconds(200);
 constexpr auto kDelayMax = std::chrono::seconds(5);  // without anything becoming durable: the agent is told
-constexpr std::uint32_t kDelayPauseMs = 3000;        // told anew every second
+constexpr auto kAskAgainEvery = std::chrono::seconds(60);
+constexpr std::uint32_t kDelayPauseMs = 3000;  // told anew every second
+constexpr double kGrantBurst = 64 << 10;       // bytes of credit returned at once, at least, when slowed
 
 }  // namespace
 
@@ -40,7 +48,8 @@ Session::Session(Shard& shard, PartitionHost& host, Arrival arrival)
     : Channel(shard, std::move(arrival)),
       host_(host),
       protocol_(machine(), *this, shard.node().clock,
-                {.credit = host.initial_credit(), .payload_max = limits::kFramePayloadMax}),
+                {.credit = first_credit(host, machine()), .payload_max = limits::kFramePayloadMax}),
+      withheld_(host.initial_credit() - first_credit(host, machine())),
       reported_(shard.now()) {}
 
 Channel::Frame Session::on_frame(const wire::FrameHeader& header, std::span<const std::byte> payload) {
@@ -57,7 +66,10 @@ Channel::Frame Session::on_frame(const wire::FrameHeader& header, std::span<cons
     end(status.error(), retry_after_ms(status.error().code));
     return Frame::done;
   }
-  if (!greeted_before && protocol_.ready()) ++shard().counters().sessions_total;
+  if (!greeted_before && protocol_.ready()) {
+    ++shard().counters().sessions_total;
+    host_.ask_for_damaged(*this);  // right behind Welcome: its first epoch brings it
+  }
   if (protocol_.closed()) close_quietly();
   return Frame::done;
 }
@@ -101,7 +113,8 @@ void Session::bytes_durable(std::uint64_t payload_bytes) {
   held_bytes_ -= std::min(held_bytes_, payload_bytes);
   moved_ = shard().now();
   if (!waits_since_) relieve();
-  protocol_.on_credit_returned(static_cast<std::uint32_t>(std::min<std::uint64_t>(payload_bytes, UINT32_MAX)));
+  withheld_ += payload_bytes;
+  grant();
   unreported_bytes_ += payload_bytes;
   shard().want_tick(*this);
 }
@@ -110,6 +123,7 @@ void Session::tick(Time now) {
   if (unreported_bytes_ != 0 && (unreported_bytes_ >= kReportBytes || now - reported_ >= kReportEvery))
     send_progress(now);
   if (!digesting_ && !digests_.empty()) start_digests();
+  grant();
   if (unreported_bytes_ != 0 || (!digesting_ && !digests_.empty())) shard().want_tick(*this);
 }
 
@@ -134,7 +148,10 @@ Status Session::request_digests(const pb::DigestRequest& request) {
 void Session::start_digests() {
   auto job = [host = &host_, shard = &shard(), id = id(), machine = machine(), request = digests_.front()] {
     if (shard->node().stopping) return;  // nobody is there to be answered
-    auto reply = compute_digests(*host->partition(), machine, request);
+    const auto partition = host->share();
+    auto reply = partition ? compute_digests(*partition, machine, request)
+                           : Result<pb::DigestReply>(
+                                 fail(Code::unavailable, "partition", "it stopped", "it is tried again by itself"));
     shard->post([shard, id, reply = std::move(reply)] {
       if (auto* session = shard->session(id)) session->digests_done(reply);
     });
@@ -178,6 +195,56 @@ void Session::relieve() {
   throttled_ = false;
   host_.observed(machine()).waits_for.clear();
   protocol_.throttle(0, {});
+  if (hold_.kind != Watermark::Hold::none) hold(hold_);
+}
+
+void Session::hold(const SpaceHold& hold) {
+  using enum Watermark::Hold;
+  const bool before = hold_.kind != none;
+  if (&hold != &hold_) hold_ = hold;
+  if (hold_.kind != none) {
+    // One that is slowed need not pause: credit sets its pace.
+    protocol_.throttle(hold_.kind == paused ? kDelayPauseMs : 1, hold_.reason);
+  } else if (before) {
+    protocol_.throttle(0, {});
+  }
+  grant();
+}
+
+// Returns credit as far as a hold allows.
+void Session::grant() {
+  const Time now = shard().now();
+  const double seconds = std::chrono::duration<double>(now - std::exchange(granted_, now)).count();
+  const bool slowed = hold_.kind == Watermark::Hold::slowed;
+  const auto rate = static_cast<double>(hold_.rate);
+  grants_ = slowed ? std::min(grants_ + rate * std::min(seconds, 1.0), std::max(rate / 4, kGrantBurst)) : 0;
+  std::uint64_t bytes = withheld_;
+  if (hold_.kind == Watermark::Hold::paused) bytes = 0;
+  if (slowed) bytes = std::min(bytes, static_cast<std::uint64_t>(grants_));
+  if (slowed) grants_ -= static_cast<double>(bytes);
+  withheld_ -= bytes;
+  if (bytes != 0) protocol_.on_credit_returned(static_cast<std::uint32_t>(std::min<std::uint64_t>(bytes, UINT32_MAX)));
+  if (slowed && withheld_ != 0) shard().want_tick(*this);
+}
+
+void Session::ask_again(const std::vector<storage::WantedRange>& wanted) {
+  if (!protocol_.ready() || ended()) return;
+  const Time now = shard().now();
+  if (wanted == asked_ && (wanted.empty() || now - asked_at_ < kAskAgainEvery)) return;
+  asked_ = wanted;
+  asked_at_ = now;
+  pb::Resend resend;
+  for (const storage::WantedRange& range : wanted) {
+    if (resend.ranges_size() == wire::kResendRangesMax) break;  // the others when these have come
+    auto* one = resend.add_ranges();
+    one->set_disk(range.disk.value());
+    one->set_first_granule(range.offset / limits::kGranuleSize);
+    one->set_granules(range.length / limits::kGranuleSize);
+  }
+  if (!protocol_.resend(resend) || wanted.empty()) return;
+  ++shard().counters().resends;
+  spdlog::warn("agent asked to send again what is damaged here{}{}", kv("machine", machine().to_string()),
+               kv("ranges", resend.ranges_size()));
 }
 
 void Session::refuse(Refusal why) { shard().counters().refuse(why); }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "server/channel.h"
+#include "server/space_watch.h"
 #include "storage/partition.h"
 #include "wire/server_session.h"
 
@@ -27,6 +28,9 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   Session(Shard& shard, PartitionHost& host, Arrival arrival);
 
   const MachineId& machine() const { return peer().machine; }
+  // Bytes of blocks that the agent may still send, and that it will be granted later.
+  std::uint64_t credit() const { return protocol_.credit(); }
+  std::uint64_t credit_withheld() const { return withheld_; }
 
   // From the store.
   void epoch_durable(EpochNumber epoch, const Hash128& digest);
@@ -40,7 +44,11 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   bool behind(Time now) const;
   // Asks the agent to wait, for a few seconds from now; and, when that is over, to go on.
   void throttle(const std::string& why);
+  // For want of space, every second: grants no more credit, or no faster than a rate, and tells the agent why.
+  void hold(const SpaceHold& hold);
   void relieve();
+  // What of its newest state is damaged in the store; the agent is asked for it, now and then again while it lasts.
+  void ask_again(const std::vector<storage::WantedRange>& wanted);
 
  private:
   // --- the channel ---
@@ -72,6 +80,7 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   void begin_holding();
   void send_progress(Time now);
   void refuse(Refusal why);
+  void grant();
 
   PartitionHost& host_;
   wire::ServerSession protocol_;
@@ -83,6 +92,12 @@ class Session final : public Channel, private wire::ServerSession::Actions {
   Time moved_{};                     // when some of what is held (blocks, commits) last became durable, or it began
   std::optional<Time> waits_since_;  // the frame at hand has found no room
   bool throttled_ = false;
+  std::vector<storage::WantedRange> asked_;  // of the agent, to send again
+  Time asked_at_{};
+  SpaceHold hold_;
+  std::uint64_t withheld_ = 0;  // credit to be returned
+  double grants_ = 0;           // bytes that may be returned now, when slowed
+  Time granted_{};
   std::uint64_t unreported_bytes_ = 0;  // durable, of an initial epoch, since the agent was told
   Time reported_;
   std::deque<pb::DigestRequest> digests_;  // the first one may be with a worker

@@ -82,6 +82,10 @@ Status Session::make_way(const pb::Hello& hello) {
 }
 
 Result<wire::MachineView> Session::admit(const pb::Hello& hello) {
+  if (host_.wait_for_opening(*this)) {
+    waits_ = true;
+    return fail(Code::busy, {}, "the machine's partition is being opened");
+  }
   if (const auto serving = host_.serving(); !serving) {
     refuse(Refusal::unavailable);
     return std::unexpected(serving.error());
@@ -187,6 +191,7 @@ Status Session::commit_epoch(const pb::EpochCommit& commit, WallMicros time_us, 
   record.set_time_us(time_us);
   record.set_agent_time_us(commit.cut_time_us());
   record.set_arrival_us(shard().node().clock.wall_us());
+  record.set_rung_offset_us(host_.retention()->rung_time_us() - record.arrival_us());
   record.set_consistency(static_cast<std::uint32_t>(commit.consistency()));
   record.set_blocks(commit.blocks());
   record.set_digest(wire::hash_to_bytes(digest));
@@ -224,6 +229,10 @@ void Session::progress(const pb::Progress& progress) {
   observed.backlog_bytes = progress.backlog_bytes();
   observed.cause = progress.cause();
   observed.remedy = progress.remedy();
+  observed.proven_us = progress.proven_us();
+  observed.differences = progress.differences();
+  observed.difference = progress.difference();
+  observed.difference_us = progress.difference_us();
 }
 
 void Session::on_history_diverged(const Error& why) {

@@ -7,14 +7,17 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <asio/buffer.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/post.hpp>
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "base/no_blocking.h"
 #include "server/enrolment.h"
 #include "server/greeter.h"
 #include "server/logging.h"
+#include "server/nbd_clients.h"
 #include "server/refused.h"
 #include "server/session.h"
 #include "storage/uring_queue.h"
@@ -60,7 +63,8 @@ Shard::Shard(Node& node, unsigned index, unsigned count)
       index_(index),
       count_(count),
       handshakes_(node.config.limits.handshakes),
-      frames_(node.config.limits.memory / count) {
+      frames_(node.config.limits.memory / count),
+      nbd_(std::make_unique<NbdClients>(*this)) {
   for (std::uint32_t id = index; id < node.superblock.partitions; id += count)
     hosts_.push_back(std::make_unique<PartitionHost>(*this, PartitionId(id)));
 }
@@ -70,6 +74,7 @@ Shard::~Shard() {
   // What never ran may hold streams and tickets; they go before the pools that they came from.
   channels_.clear();
   greeters_.clear();
+  nbd_.reset();
 }
 
 void Shard::start() {
@@ -107,6 +112,15 @@ double Shard::cpu_seconds() const {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
 }
 
+Shard::Credit Shard::credit() const {
+  Credit all;
+  for (const auto& [id, session] : sessions_) {
+    all.granted += session->credit();
+    all.withheld += session->credit_withheld();
+  }
+  return all;
+}
+
 Status Shard::prepare() {
   ::pthread_setname_np(::pthread_self(), ("tm-shard-" + std::to_string(index_)).c_str());
   tls_ = TIDEMARK_TRY(net::TlsContext::server(node_.authority.server_credentials(), node_.tickets));
@@ -139,19 +153,20 @@ void Shard::run(unsigned) {
   queue_.reset();
 }
 
-// The eventfd is read before reaping, so that a completion that comes meanwhile makes it readable again.
+// The eventfd is read before reaping, so that a completion that comes meanwhile makes it readable again. So does
+// reaping itself, now and then; asio tries to read before it waits, and saves a turn of the loop for that.
 void Shard::wait_queue() {
-  queue_event_->async_wait(asio::posix::stream_descriptor::wait_read, [this](const std::error_code& error) {
-    if (error) return;
-    std::uint64_t count;
-    [[maybe_unused]] const auto n = ::read(queue_event_->native_handle(), &count, sizeof count);
-    while (queue_->reap() > 0) {
-    }
-    wait_queue();
-  });
+  queue_event_->async_read_some(asio::buffer(&queue_events_, sizeof queue_events_),
+                                [this](const std::error_code& error, std::size_t) {
+                                  if (error) return;
+                                  while (queue_->reap() > 0) {
+                                  }
+                                  wait_queue();
+                                });
 }
 
 void Shard::loop() {
+  const NoBlocking here;
   int idle_rounds = 0;
   Time idle_called = now();
   while (!stopped_) {
@@ -183,8 +198,10 @@ void Shard::end_turn() {
   frames_.serve();
   for (const auto& host : hosts_) host->end_turn();
   queue_->submit();
+  counters_.ring_operations_max = std::max<std::uint64_t>(counters_.ring_operations_max, queue_->in_flight());
   buried_.clear();
   buried_greeters_.clear();
+  nbd_->end_turn();
 }
 
 void Shard::greet(int descriptor, bool v6, AdmissionCount::Ticket ticket) {
@@ -272,8 +289,11 @@ void Shard::every_second() {
   for (const auto& [id, channel] : channels_) ids.push_back(id);
   for (const auto id : ids)
     if (Channel* const one = channel(id)) one->check_deadlines(now());
+  nbd_->tick();
   const WallMicros wall = node_.clock.wall_us();
   for (const auto& host : hosts_) host->tick_second(wall);
+  for (const auto& [what, times] : take_blocked())
+    spdlog::warn("a shard waited for a disk: all its machines waited with it{}{}", kv("to", what), kv("times", times));
   second_timer_.expires_after(seconds(1));
   second_timer_.async_wait([this](const std::error_code& error) {
     if (!error) every_second();

@@ -39,6 +39,7 @@
 namespace tidemark::server {
 
 class Greeter;
+class NbdClients;
 class Session;
 
 class Shard {
@@ -81,8 +82,15 @@ class Shard {
   void want_tick(Session& session);                                            // Session::tick() within the next 100 ms
   void bury(Channel& channel);
   void bury(Greeter& greeter);
+  NbdClients& nbd() { return *nbd_; }
+  storage::IoQueue& queue() { return *queue_; }  // submitted at the end of the turn
   std::size_t channels() const { return channels_.size(); }
   double cpu_seconds() const;
+  std::size_t ring_operations() const { return queue_ ? queue_->in_flight() : 0; }
+  struct Credit {
+    std::uint64_t granted = 0, withheld = 0;  // bytes, of all sessions
+  };
+  Credit credit() const;
 
  private:
   static constexpr int kHandlersPerTurn = 64;
@@ -109,6 +117,7 @@ class Shard {
   std::shared_ptr<net::TlsContext> tls_;
   std::unique_ptr<storage::IoQueue> queue_;
   std::optional<asio::posix::stream_descriptor> queue_event_;
+  std::uint64_t queue_events_ = 0;  // read from it; what it counts does not matter
   std::vector<std::unique_ptr<PartitionHost>> hosts_;
   asio::steady_timer tick_timer_{io_};
   asio::steady_timer second_timer_{io_};
@@ -118,6 +127,7 @@ class Shard {
   std::unordered_map<std::uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_map<std::uint64_t, Session*> sessions_;
   std::unordered_map<Greeter*, std::unique_ptr<Greeter>> greeters_;
+  std::unique_ptr<NbdClients> nbd_;
   std::unordered_set<std::uint64_t> ticking_;
   std::vector<std::function<void()>> later_;
   std::vector<std::unique_ptr<Channel>> buried_;

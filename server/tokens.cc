@@ -1,6 +1,10 @@
 #include "server/tokens.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <ranges>
+#include <utility>
+#include <vector>
 
 #include "base/hex.h"
 #include "base/random.h"
@@ -50,10 +54,10 @@ Result<Tokens::Created> Tokens::create(std::chrono::seconds ttl, std::optional<M
   secure_random(created.secret);
   const std::lock_guard lock(mutex_);
   const WallMicros now = clock_.wall_us();
-  std::erase_if(entries_, [&](const auto& item) { return item.second.expires_us <= now; });
-  if (entries_.size() >= kCountMax)
-    return fail(Code::busy, "tokens", "there are " + std::to_string(kCountMax) + " unexpired tokens already",
-                "wait until some expire");
+  forget_locked();
+  if (std::ranges::count_if(entries_, [](const auto& item) { return !item.second.used; }) >= kCountMax)
+    return fail(Code::busy, "tokens", "there are " + std::to_string(kCountMax) + " unused tokens already",
+                "wait until some are used or expire");
   created.expires_us = now + std::chrono::duration_cast<std::chrono::microseconds>(ttl).count();
   const Sha256 digest = sha256(std::span<const std::byte>(created.secret));
   entries_[digest] = TokenEntry{.expires_us = created.expires_us, .machine = machine, .used = false};
@@ -95,6 +99,18 @@ Status Tokens::give_back(std::span<const std::byte> secret) {
   if (found == entries_.end()) return {};  // expired meanwhile
   found->second.used = false;
   return save_locked();
+}
+
+void Tokens::forget_locked() {
+  const WallMicros now = clock_.wall_us();
+  std::erase_if(entries_, [&](const auto& item) { return item.second.expires_us <= now; });
+  std::vector<std::pair<WallMicros, Sha256>> used;
+  for (const auto& [digest, entry] : entries_)
+    if (entry.used) used.emplace_back(entry.expires_us, digest);
+  if (used.size() <= kUsedMax) return;
+  const auto kept = used.end() - static_cast<std::ptrdiff_t>(kUsedMax);
+  std::ranges::nth_element(used, kept);
+  for (const auto& forgotten : std::ranges::subrange(used.begin(), kept)) entries_.erase(forgotten.second);
 }
 
 Status Tokens::save_locked() {

@@ -3,8 +3,9 @@
 // A token is known by the SHA-256 of its secret; the secret itself is never stored. It works once:
 //   spend()      marks it used, durably, before the machine's record is written
 //   give_back()  when that record could not be made: it may be used again
-// A crash between the two leaves it used with no machine behind it: then a new token is made. Used tokens are kept
-// until they expire, so that whoever tries one again is told so. All expired ones are dropped at the next write.
+// A crash between the two leaves it used with no machine behind it: then a new token is made. The kUsedMax used tokens
+// that expire last are kept, so that whoever tries one again is told so; an older one is unknown. All expired ones are
+// dropped at the next write. The whole file is written anew each time: ten thousand machines are enrolled in a row.
 //
 // Thread-safe. Every call may write a file: not on a shard's thread.
 #pragma once
@@ -34,7 +35,8 @@ struct TokenEntry {
 
 class Tokens {
  public:
-  static constexpr std::size_t kCountMax = 10'000;  // unexpired ones
+  static constexpr std::ptrdiff_t kCountMax = 10'000;  // neither expired nor used
+  static constexpr std::size_t kUsedMax = 100;
 
   static Result<std::unique_ptr<Tokens>> load(const std::string& path, const Clock& clock);
 
@@ -53,6 +55,7 @@ class Tokens {
   Tokens(std::string path, const Clock& clock) : path_(std::move(path)), clock_(clock) {}
   Result<TokenEntry> check_locked(const Sha256& digest) const;
   Status save_locked();
+  void forget_locked();
 
   std::string path_;
   const Clock& clock_;

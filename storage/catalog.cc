@@ -4,7 +4,10 @@
 #include <string_view>
 #include <unordered_set>
 
+#include "base/check.h"
+#include "base/marks.h"
 #include "storage/epoch_progress.h"
+#include "storage/volume_keys.h"
 
 namespace tidemark::storage {
 
@@ -17,30 +20,52 @@ bool same_disks(const pb::EpochBeginRecord& open, const pb::EpochBeginRecord& be
 
 }  // namespace
 
-void Catalog::Machine::show_open() {
-  state.begun_epoch = begun ? std::optional(EpochNumber(begun->number())) : std::nullopt;
+Hash128 digest_of(const pb::EpochEntry& entry, const VolumeKey* key, HashSealer& hashes) {
+  if (entry.sealed_digest().empty()) return hash_from_bytes(entry.digest());
+  return key == nullptr ? Hash128{} : hashes.open(*key, hash_from_bytes(entry.sealed_digest()));
+}
+
+pb::OpenEpochEntry Catalog::opened(const Machine& machine, pb::OpenEpochEntry entry) const {
+  if (entry.sealed_sum().empty()) return entry;
+  const auto key = keys_ == nullptr ? nullptr : keys_->key_of(machine.state.record);
+  if (key != nullptr) entry.set_sum(hash_to_bytes(hashes_.open(*key, hash_from_bytes(entry.sealed_sum()))));
+  entry.clear_sealed_sum();
+  return entry;
+}
+
+void Catalog::show_open(Machine& machine) const {
+  const auto& begun = machine.begun;
+  const auto& durable_open = machine.durable_open;
+  machine.state.begun_epoch = begun ? std::optional(EpochNumber(begun->number())) : std::nullopt;
   if (begun && durable_open && durable_open->number() == begun->number()) {
-    state.open_epoch = durable_open;
+    machine.state.open_epoch = opened(machine, *durable_open);
   } else {
-    state.open_epoch.reset();
+    machine.state.open_epoch.reset();
   }
 }
 
-Result<Catalog> Catalog::load(const Index& index) {
+Result<Catalog> Catalog::load(const Index& index, std::shared_ptr<VolumeKeys> keys) {
   Catalog catalog;
+  catalog.keys_ = std::move(keys);
   for (pb::MachineRecord& record : index.machines()) {
     const MachineId id = TIDEMARK_TRY(machine_from_bytes(record.machine()));
     Machine& machine = catalog.machines_[id];
     for (const pb::DiskRecord& disk : record.disks()) {
       catalog.next_volume_ = std::max(catalog.next_volume_, disk.volume() + 1);
     }
-    if (!record.removed()) catalog.names_[record.name()] = id;
+    if (record.removed()) {
+      machine.state.record = std::move(record);
+      continue;
+    }
+    catalog.names_[record.name()] = id;
+    if (catalog.keys_ != nullptr) TIDEMARK_TRY(catalog.keys_->load(record));
     MachineState& state = machine.state;
     state.record = std::move(record);
     if (const auto newest = index.newest_epoch(id)) {
       machine.committed = newest->disks();
       state.durable_epoch = EpochNumber(newest->number());
-      state.durable_digest = hash_from_bytes(newest->digest());
+      const auto key = catalog.keys_ == nullptr ? nullptr : catalog.keys_->key_of(state.record);
+      state.durable_digest = digest_of(*newest, key.get(), catalog.hashes_);
       state.durable_lsn = Lsn(newest->commit_lsn());
       state.durable_time_us = newest->time_us();
       const auto points = TIDEMARK_TRY(index.epochs(id, 1, false));
@@ -57,8 +82,9 @@ Result<Catalog> Catalog::load(const Index& index) {
       machine.begun->set_number(machine.durable_open->number());
       machine.begun->set_kind(machine.durable_open->kind());
       *machine.begun->mutable_disks() = machine.durable_open->disks();
+      machine.appended_sum = hash_from_bytes(catalog.opened(machine, *machine.durable_open).sum());
     }
-    machine.show_open();
+    catalog.show_open(machine);
   }
   for (const auto& [id, machine] : catalog.machines_) {
     const pb::MachineRecord& record = machine.state.record;
@@ -120,6 +146,25 @@ std::string Catalog::describe(const MachineId& machine) const {
   return "machine " + (found == machines_.end() ? machine.to_string() : found->second.state.record.name());
 }
 
+namespace {
+
+// Of a machine that is removed: its identity, which is never used again, and its volumes, whose numbers are not either.
+pb::MachineRecord what_stays_of(const pb::MachineRecord& machine) {
+  pb::MachineRecord stays;
+  stays.set_machine(machine.machine());
+  stays.set_name(machine.name());
+  stays.set_removed(true);
+  for (const pb::DiskRecord& disk : machine.disks()) {
+    auto& kept = *stays.add_disks();
+    kept.set_disk(disk.disk());
+    kept.set_volume(disk.volume());
+  }
+  if (machine.has_clone()) *stays.mutable_clone() = machine.clone();
+  return stays;
+}
+
+}  // namespace
+
 Result<pb::MachineRecord> Catalog::check_machine(const pb::MachineRecord& record) const {
   const auto id = machine_from_bytes(record.machine());
   if (!id || id->is_nil())
@@ -154,7 +199,7 @@ Result<pb::MachineRecord> Catalog::check_machine(const pb::MachineRecord& record
     *whole.mutable_disks() = state.record.disks();
     if (state.record.has_clone()) *whole.mutable_clone() = state.record.clone();
   }
-  return whole;
+  return record.removed() ? what_stays_of(whole) : whole;
 }
 
 Result<std::vector<pb::MachineRecord>> Catalog::check_clones(const CloneBase& base, std::span<const CloneName> names,
@@ -256,6 +301,7 @@ Result<bool> Catalog::check_begin(const MachineId& machine, const pb::EpochBegin
   if (found->begun) {
     if (found->begun->number() == begin.number() && found->begun->kind() == kInitialEpoch &&
         begin.kind() == kInitialEpoch) {
+      leave_mark(Mark::initial_resumed);
       return same_disks(*found->begun, begin);
     }
     return fail(Code::protocol, describe(machine),
@@ -315,6 +361,11 @@ pb::EpochCommitRecord Catalog::complete(const MachineId& machine, const pb::Epoc
   if (const Machine* found = known(machine); found != nullptr && found->begun) {
     whole.set_kind(found->begun->kind());
     *whole.mutable_disks() = found->begun->disks();
+    const auto key = keys_ == nullptr ? nullptr : keys_->key_of(found->state.record);
+    if (key != nullptr && !whole.digest().empty()) {
+      whole.set_sealed_digest(hash_to_bytes(hashes_.seal(*key, hash_from_bytes(whole.digest()))));
+      whole.clear_digest();
+    }
   }
   return whole;
 }
@@ -337,6 +388,15 @@ Result<bool> Catalog::check_abort(const MachineId& machine, EpochNumber number) 
   return false;
 }
 
+Hash128 Catalog::sealed_sum(const MachineId& machine, const Hash128& more) const {
+  const Machine& found = machines_.at(machine);
+  const auto key = keys_->key_of(found.state.record);
+  TIDEMARK_CHECK(key != nullptr);
+  Hash128 sum = found.appended_sum;
+  sum += more;
+  return hashes_.seal(*key, sum);
+}
+
 void Catalog::appended_machine(const MachineId& machine, const pb::MachineRecord& record) {
   Machine& known_machine = machines_[machine];
   if (const pb::MachineRecord& before = known_machine.state.record; !before.name().empty()) {
@@ -350,7 +410,7 @@ void Catalog::appended_machine(const MachineId& machine, const pb::MachineRecord
   if (record.removed()) {
     known_machine.begun.reset();
     known_machine.durable_open.reset();
-    known_machine.show_open();
+    show_open(known_machine);
   } else {
     names_[record.name()] = machine;
   }
@@ -358,10 +418,17 @@ void Catalog::appended_machine(const MachineId& machine, const pb::MachineRecord
 
 void Catalog::appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin, Lsn lsn) {
   Machine& found = machines_.at(machine);
-  if (!found.begun) found.begun_lsn = lsn;  // one that is resumed began before
+  if (!found.begun) {  // one that is resumed began before
+    found.begun_lsn = lsn;
+    found.appended_sum = {};
+  }
   found.begun = begin;
   found.state.next_epoch = std::max(found.state.next_epoch, EpochNumber(begin.number()).next());
-  found.show_open();
+  show_open(found);
+}
+
+void Catalog::appended_blocks(const MachineId& machine, const Hash128& sum) {
+  machines_.at(machine).appended_sum += sum;
 }
 
 void Catalog::appended_commit(const MachineId& machine) {
@@ -373,7 +440,7 @@ void Catalog::appended_commit(const MachineId& machine) {
 void Catalog::appended_abort(const MachineId& machine) {
   Machine& found = machines_.at(machine);
   found.begun.reset();
-  found.show_open();
+  show_open(found);
 }
 
 Status Catalog::durable(const CommitInfo& commit, Visitor& visitor) {
@@ -384,9 +451,9 @@ Status Catalog::durable(const CommitInfo& commit, Visitor& visitor) {
     if (record.type == RecordType::blocks) {
       const std::span blocks = std::span(commit.blocks).subspan(record.first_block, record.block_count);
       std::uint64_t payload = 0;
-      for (const BlockPlace& block : blocks) payload += limits::kBlockHeaderSize + block.stored_size;
+      for (const BlockPlace& block : blocks) payload += limits::kBlockHeaderSize + block.sent_size();
       if (machine.durable_open) add_blocks(*machine.durable_open, record, blocks);
-      if (machine.state.open_epoch) machine.state.open_epoch = machine.durable_open;
+      if (machine.state.open_epoch) show_open(machine);
       visitor.blocks_durable(record.machine, payload);
       continue;
     }
@@ -402,7 +469,11 @@ Status Catalog::durable(const CommitInfo& commit, Visitor& visitor) {
         const auto content = TIDEMARK_TRY(parse_record<pb::EpochCommitRecord>(record));
         MachineState& state = machine.state;
         state.durable_epoch = EpochNumber(content.number());
-        state.durable_digest = hash_from_bytes(content.digest());
+        pb::EpochEntry entry;
+        entry.set_digest(content.digest());
+        entry.set_sealed_digest(content.sealed_digest());
+        const auto key = keys_ == nullptr ? nullptr : keys_->key_of(state.record);
+        state.durable_digest = digest_of(entry, key.get(), hashes_);
         state.durable_lsn = record.lsn;
         state.durable_time_us = content.time_us();
         if (content.consistency() != kFuzzy) {
@@ -410,7 +481,7 @@ Status Catalog::durable(const CommitInfo& commit, Visitor& visitor) {
           state.newest_point_us = content.time_us();
         }
         machine.durable_open.reset();
-        machine.show_open();
+        show_open(machine);
         visitor.epoch_durable(record.machine, state.durable_epoch, state.durable_digest);
         continue;
       }
@@ -419,7 +490,7 @@ Status Catalog::durable(const CommitInfo& commit, Visitor& visitor) {
       case RecordType::history:
       case RecordType::blocks: break;
     }
-    machine.show_open();
+    show_open(machine);
   }
   return {};
 }

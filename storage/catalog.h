@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -21,6 +22,7 @@
 #include "storage/clone.h"
 #include "storage/commit_info.h"
 #include "storage/index.h"
+#include "storage/sealing.h"
 
 namespace tidemark::storage {
 
@@ -41,9 +43,13 @@ struct MachineState {
   WallMicros unchanged_as_of_us = 0;             // in memory only
 };
 
+// The digest of an epoch of this machine, opened if it is sealed.
+Hash128 digest_of(const pb::EpochEntry& entry, const VolumeKey* key, HashSealer& hashes);
+
 class Catalog {
  public:
-  static Result<Catalog> load(const Index& index);
+  // `keys`, where there are any, get those of all machines; hashes of content are sealed and opened with them.
+  static Result<Catalog> load(const Index& index, std::shared_ptr<VolumeKeys> keys = nullptr);
 
   const MachineState* find(const MachineId& machine) const;  // nullptr for a removed one too
   const MachineState* find_by_name(const std::string& name) const;
@@ -66,10 +72,12 @@ class Catalog {
   Status check_commit(const MachineId& machine, EpochNumber number) const;
   // With what was before, so that it stands for itself.
   pb::EpochBeginRecord complete(const MachineId& machine, const pb::EpochBeginRecord& begin) const;
-  // With what its begin told, likewise.
+  // With what its begin told, likewise; the digest sealed, if the machine is encrypted.
   pb::EpochCommitRecord complete(const MachineId& machine, const pb::EpochCommitRecord& commit) const;
   pb::EpochAbortRecord complete(const MachineId& machine, const pb::EpochAbortRecord& abort) const;
   Result<bool> check_abort(const MachineId& machine, EpochNumber number) const;  // true: nothing to write
+  // What the hashes of the open epoch's blocks come to with these, for a sealed record.
+  Hash128 sealed_sum(const MachineId& machine, const Hash128& more) const;
 
   // The records of clones of `base` (storage/clone.h) by these names: all, or none.
   Result<std::vector<pb::MachineRecord>> check_clones(const CloneBase& base, std::span<const CloneName> names,
@@ -78,6 +86,7 @@ class Catalog {
   // --- appended: after the log took the record ---
   void appended_machine(const MachineId& machine, const pb::MachineRecord& record);
   void appended_begin(const MachineId& machine, const pb::EpochBeginRecord& begin, Lsn lsn);
+  void appended_blocks(const MachineId& machine, const Hash128& sum);
   void appended_commit(const MachineId& machine);
   void appended_abort(const MachineId& machine);
 
@@ -102,14 +111,18 @@ class Catalog {
     Lsn begun_lsn;
     // Of the newest committed epoch, as appended; absent: there is none.
     std::optional<google::protobuf::RepeatedPtrField<pb::DiskSizeRecord>> committed;
-    void show_open();
+    Hash128 appended_sum;  // of the hashes of its blocks, as appended, as they were sent
   };
+  void show_open(Machine& machine) const;
+  pb::OpenEpochEntry opened(const Machine& machine, pb::OpenEpochEntry entry) const;
   const Machine* known(const MachineId& machine) const;
   void count_clone(const pb::MachineRecord& clone, int by);
   std::string describe(const MachineId& machine) const;
 
   std::unordered_map<MachineId, Machine> machines_;  // removed ones too
   std::unordered_map<std::string, MachineId> names_;
+  std::shared_ptr<VolumeKeys> keys_;
+  mutable HashSealer hashes_;
   std::uint32_t next_volume_ = 1;
 };
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/checksum.h"
+#include "storage/cold_segment.h"
 #include "storage/segment_kind.h"
 
 namespace tidemark::storage {
@@ -59,6 +60,40 @@ std::set<SegmentId> ColdManifest::segments() const {
   return segments_;
 }
 
+std::optional<SegmentId> ColdManifest::after(SegmentId segment) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = segments_.upper_bound(segment);
+  return found == segments_.end() ? std::nullopt : std::optional(*found);
+}
+
+std::uint64_t ColdManifest::newest() const {
+  const std::lock_guard lock(mutex_);
+  return segments_.empty() ? 0 : cold_number(*segments_.rbegin());
+}
+
+std::uint64_t ColdManifest::bytes() const {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t bytes = 0;
+  for (const auto& [segment, size] : sizes_) bytes += size;
+  return bytes;
+}
+
+void ColdManifest::measure() {
+  const std::lock_guard lock(mutex_);
+  measure_new();
+}
+
+// One that is not there takes no room; that it should be is not for this to find.
+void ColdManifest::measure_new() {
+  std::erase_if(sizes_, [&](const auto& known) { return !segments_.contains(known.first); });
+  for (const SegmentId segment : segments_) {
+    if (sizes_.contains(segment)) continue;
+    const auto file = files_.open(cold_path(directory_, segment), OpenMode::read, false);
+    if (!file) continue;
+    if (const auto size = (*file)->size()) sizes_[segment] = *size;
+  }
+}
+
 Status ColdManifest::write(std::set<SegmentId> segments) {
   const Head head{.magic = kMagic, .version = kVersion, .count = segments.size()};
   std::vector<std::byte> bytes;
@@ -69,25 +104,31 @@ Status ColdManifest::write(std::set<SegmentId> segments) {
   put(head);
   for (const SegmentId segment : segments) put(cold_number(segment));
   put(crc32c(bytes));
+  unsure_ = true;
   TIDEMARK_TRY(write_file_atomically(files_, directory_ + "/manifest", bytes));
+  unsure_ = false;
   segments_ = std::move(segments);
+  measure_new();
   return {};
+}
+
+Status ColdManifest::create() {
+  const std::lock_guard lock(mutex_);
+  return write({});
 }
 
 Status ColdManifest::add(std::span<const SegmentId> segments) {
   const std::lock_guard lock(mutex_);
   auto next = segments_;
   next.insert(segments.begin(), segments.end());
-  // Also where there is nothing to add: a manifest that is missing must be one that was lost.
-  if (next == segments_ && TIDEMARK_TRY(files_.exists(directory_ + "/manifest"))) return {};
-  return write(std::move(next));
+  return next == segments_ && !unsure_ ? Status() : write(std::move(next));
 }
 
 Status ColdManifest::remove(std::span<const SegmentId> segments) {
   const std::lock_guard lock(mutex_);
   auto next = segments_;
   for (const SegmentId segment : segments) next.erase(segment);
-  return next == segments_ ? Status() : write(std::move(next));
+  return next == segments_ && !unsure_ ? Status() : write(std::move(next));
 }
 
 }  // namespace tidemark::storage

@@ -112,6 +112,7 @@ void ColdWriter::add_extent(VolumeId volume, std::uint32_t region, Lsn lsn, Epoc
            .first = static_cast<std::uint16_t>(extent.first),
            .count = static_cast<std::uint16_t>(extent.count),
            .encoding = static_cast<std::uint8_t>(extent.encoding),
+           .flags = extent.sealed ? wire::kSealedFlag : std::uint8_t{0},
            .reserved = {}};
 }
 
@@ -192,7 +193,8 @@ Result<std::vector<ColdExtent>> read_cold_table(File& file, SegmentId segment, P
                                   .count = entry.count,
                                   .encoding = static_cast<wire::Encoding>(entry.encoding),
                                   .offset = entry.offset,
-                                  .stored_size = entry.stored_size}});
+                                  .stored_size = entry.stored_size,
+                                  .sealed = (entry.flags & wire::kSealedFlag) != 0}});
   }
   return extents;
 }

@@ -48,7 +48,8 @@ struct ColdEntry {
   std::uint16_t first;  // granule in the region
   std::uint16_t count;
   std::uint8_t encoding;
-  std::uint8_t reserved[3];
+  std::uint8_t flags;  // wire::kSealedFlag
+  std::uint8_t reserved[2];
 };
 static_assert(sizeof(ColdEntry) == 40);
 

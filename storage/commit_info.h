@@ -19,7 +19,10 @@ struct BlockPlace {
   std::uint32_t stored_size = 0;
   std::uint32_t offset = 0;  // of the block's header within its segment (segments are below 4 GiB)
   wire::Encoding encoding{};
+  bool sealed = false;
   bool operator==(const BlockPlace&) const = default;
+  // As it was sent.
+  std::uint32_t sent_size() const { return stored_size - (sealed ? wire::kSealedOverhead : 0); }
 };
 
 struct RecordInfo {
@@ -30,7 +33,9 @@ struct RecordInfo {
   EpochNumber epoch;              // of blocks
   std::uint32_t first_block = 0;  // in CommitInfo::blocks
   std::uint32_t block_count = 0;
-  Hash128 sum;  // of the blocks' hashes
+  // Of the blocks' hashes; in a sealed record the sealed sum of the epoch's so far.
+  Hash128 sum;
+  bool sealed = false;
   std::uint32_t payload_size = 0;
   std::string control;  // the payload of every type but blocks
   bool operator==(const RecordInfo&) const = default;

@@ -60,9 +60,15 @@ void add_blocks(pb::OpenEpochEntry& open, const RecordInfo& record, std::span<co
     position = std::max(position, block.first_granule + block.granules);
   }
   open.set_blocks(open.blocks() + blocks.size());
-  Hash128 sum = hash_from_bytes(open.sum());
-  sum += record.sum;
-  open.set_sum(hash_to_bytes(sum));
+  if (record.sealed) {
+    // It has the sum so far. A record in the clear never follows: once a machine is encrypted it stays so.
+    open.set_sealed_sum(hash_to_bytes(record.sum));
+    open.clear_sum();
+  } else {
+    Hash128 sum = hash_from_bytes(open.sum());
+    sum += record.sum;
+    open.set_sum(hash_to_bytes(sum));
+  }
   open.set_plain_bytes(open.plain_bytes() + plain);
   open.set_stored_bytes(open.stored_bytes() + stored);
   if (open.kind() != kInitialEpoch) return;
@@ -84,8 +90,10 @@ pb::EpochEntry commit_epoch_entry(const pb::OpenEpochEntry& open, const pb::Epoc
   entry.set_time_us(commit.time_us());
   entry.set_agent_time_us(commit.agent_time_us());
   entry.set_arrival_us(commit.arrival_us());
+  entry.set_rung_offset_us(commit.rung_offset_us());
   entry.set_consistency(commit.consistency());
   entry.set_digest(commit.digest());
+  entry.set_sealed_digest(commit.sealed_digest());
   entry.set_blocks(open.blocks());
   entry.set_plain_bytes(open.plain_bytes());
   entry.set_stored_bytes(open.stored_bytes());

@@ -13,7 +13,8 @@ constexpr std::uint8_t kFollowsGranule = 0x04;  // first granule: where the prev
 constexpr std::uint8_t kSameCount = 0x08;       // count: the previous extent's
 constexpr std::uint8_t kFollowsBlock = 0x10;    // offset: right behind the previous extent's stored bytes
 constexpr std::uint8_t kLast = 0x20;            // of its delta
-constexpr std::uint8_t kKnownBits = kEncodingMask | kFollowsGranule | kSameCount | kFollowsBlock | kLast;
+constexpr std::uint8_t kSealed = 0x40;  // the stored bytes are sealed: stated and implied sizes are those before
+constexpr std::uint8_t kKnownBits = kEncodingMask | kFollowsGranule | kSameCount | kFollowsBlock | kLast | kSealed;
 
 struct Expected {
   std::uint32_t first = 0;
@@ -77,15 +78,17 @@ void append_delta(const Delta& delta, Lsn key_lsn, std::string& to) {
     if (extent.count == expected.count) flags |= kSameCount;
     if (!zero && extent.offset == expected.offset) flags |= kFollowsBlock;
     if (&extent == &delta.extents.back()) flags |= kLast;
+    if (extent.sealed) flags |= kSealed;
+    const std::uint32_t unsealed_size = extent.stored_size - (extent.sealed ? wire::kSealedOverhead : 0);
     to.push_back(static_cast<char>(flags));
     if ((flags & kFollowsGranule) == 0) to.push_back(static_cast<char>(extent.first));
     if ((flags & kSameCount) == 0) to.push_back(static_cast<char>(extent.count - 1));
     if (!zero) {
       if ((flags & kFollowsBlock) == 0) put_varint(to, extent.offset);
       if (extent.encoding == wire::Encoding::raw) {
-        TIDEMARK_CHECK(extent.stored_size == raw_size(extent.count));
+        TIDEMARK_CHECK(unsealed_size == raw_size(extent.count));
       } else {
-        put_varint(to, extent.stored_size);
+        put_varint(to, unsealed_size);
       }
     }
     expected.follow(extent);
@@ -125,6 +128,7 @@ Status take_delta(std::string_view& bytes, Lsn key_lsn, Delta& to) {
     if (extent.first + extent.count > limits::kRegionGranules) return bad("an extent leaves its region");
     if (extent.encoding == wire::Encoding::zero) {
       if ((flags & kFollowsBlock) != 0) return bad("zeroes with a place");
+      if ((flags & kSealed) != 0) return bad("zeroes that are sealed");
     } else {
       if (extent.count > limits::kBlockGranulesMax) return bad("a block of data larger than any can be");
       std::uint64_t offset = expected.offset;
@@ -136,7 +140,8 @@ Status take_delta(std::string_view& bytes, Lsn key_lsn, Delta& to) {
         if (!take_varint(bytes, size)) return bad("an extent is cut off");
         if (size == 0 || size >= raw_size(extent.count)) return bad("a compressed block of an impossible size");
       }
-      extent.stored_size = static_cast<std::uint32_t>(size);
+      extent.sealed = (flags & kSealed) != 0;
+      extent.stored_size = static_cast<std::uint32_t>(size) + (extent.sealed ? wire::kSealedOverhead : 0);
     }
     to.extents.push_back(extent);
     expected.follow(extent);

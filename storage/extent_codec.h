@@ -19,7 +19,8 @@ struct DeltaExtent {
   std::uint32_t count = 0;  // 1..256, first + count <= 256
   wire::Encoding encoding{};
   std::uint32_t offset = 0;       // of the block's header in the segment; 0 for zeroes
-  std::uint32_t stored_size = 0;  // 0 for zeroes; count granules for raw
+  std::uint32_t stored_size = 0;  // 0 for zeroes; count granules for raw, and what sealing adds
+  bool sealed = false;
   bool operator==(const DeltaExtent&) const = default;
 };
 

@@ -41,6 +41,7 @@ enum class OpenMode : std::uint8_t {
 struct SpaceInfo {
   std::uint64_t total = 0;
   std::uint64_t available = 0;
+  std::uint64_t file_system = 0;  // the same for paths on the same one
 };
 
 // A held exclusive lock; released by destruction, and by the kernel when the process dies.
@@ -90,8 +91,9 @@ class IoQueue {
   virtual std::size_t in_flight() const = 0;
   // An eventfd that turns readable when there is something to reap; -1 in simulation. The owner reads it, then reaps.
   virtual int event_fd() const = 0;
-  // Blocks until at least one operation completes (or none is in flight), then reaps. For shutdown and tests.
-  virtual std::size_t wait() = 0;
+  // Submits, blocks until `least` operations completed (or none is in flight), and reaps. Not on a shard's thread but
+  // at its end.
+  virtual std::size_t wait(std::size_t least = 1) = 0;
 };
 
 // A whole file written so that after a crash either the old or the new content is there: temporary file, sync,

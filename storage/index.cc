@@ -2,17 +2,25 @@
 
 #include <rocksdb/cache.h>
 #include <rocksdb/convenience.h>
+#include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/rate_limiter.h>
 #include <rocksdb/slice_transform.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_buffer_manager.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <mutex>
+#include <string_view>
 #include <system_error>
 
+#include "base/no_blocking.h"
 #include "base/planted.h"
 #include "storage/epoch_progress.h"
 #include "storage/index_impl.h"
@@ -22,14 +30,34 @@ namespace tidemark::storage {
 
 namespace {
 
-constexpr char kRebuild[] = "stop the server, remove this directory and start again: it is rebuilt from the log";
+constexpr char kRebuild[] = "it is made again from the log";
+
+constexpr std::uint64_t kLayout = 2;  // of keys and values; 1 had no bytes by volume and did not say what it is
 
 bool has(rocksdb::CompressionType type) {
   const auto all = rocksdb::GetSupportedCompressions();
   return std::find(all.begin(), all.end(), type) != all.end();
 }
 
-rocksdb::Options rocksdb_options(const IndexOptions& options) {
+// What RocksDB has to say goes where everything goes. Not into a file of its own: one that cannot be written to any
+// more, for want of space, is an assertion of Debian's RocksDB, and the end of the process.
+class RocksLog final : public rocksdb::Logger {
+ public:
+  explicit RocksLog(std::string directory) : Logger(rocksdb::WARN_LEVEL), directory_(std::move(directory)) {}
+  using Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    std::array<char, 512> text{};  // what is longer is cut off
+    std::vsnprintf(text.data(), text.size(), format, arguments);
+    std::string_view line(text.data());
+    while (line.ends_with('\n')) line.remove_suffix(1);
+    spdlog::info("event=rocksdb path={} text=\"{}\"", directory_, line);
+  }
+
+ private:
+  const std::string directory_;
+};
+
+rocksdb::Options rocksdb_options(const std::string& directory, const IndexOptions& options) {
   rocksdb::Options db;
   db.create_if_missing = true;
   db.avoid_flush_during_shutdown = true;  // dropped without flush() it is as after a crash, and tests rely on that
@@ -43,10 +71,9 @@ rocksdb::Options rocksdb_options(const IndexOptions& options) {
   db.prefix_extractor.reset(rocksdb::NewFixedPrefixTransform(keys::kRegionPrefix));
   db.memtable_prefix_bloom_size_ratio = 0.05;
   db.bytes_per_sync = 1 << 20;
+  db.manifest_preallocation_size = 64 << 10;  // at 4 MiB each start of a partition would write so many zeroes
   db.rate_limiter.reset(rocksdb::NewGenericRateLimiter(128 << 20));
-  db.info_log_level = rocksdb::WARN_LEVEL;
-  db.keep_log_file_num = 2;
-  db.max_log_file_size = 4 << 20;
+  db.info_log = std::make_shared<RocksLog>(directory);
   const auto cache = rocksdb::NewLRUCache(options.cache_bytes);
   db.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(options.write_buffer_bytes, cache);
   rocksdb::BlockBasedTableOptions table;
@@ -61,16 +88,15 @@ rocksdb::Options rocksdb_options(const IndexOptions& options) {
   return db;
 }
 
+}  // namespace
+
 template <typename Message>
-Result<std::shared_ptr<const Message>> parse(const std::string& directory, rocksdb::Slice bytes) {
+Result<std::shared_ptr<const Message>> Index::Impl::parse(rocksdb::Slice bytes) const {
   auto message = std::make_shared<Message>();
-  if (!message->ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return fail(Code::corrupt, directory, "an entry of the index cannot be parsed", kRebuild);
-  }
+  if (!message->ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+    return damaged("an entry of the index cannot be parsed");
   return std::shared_ptr<const Message>(std::move(message));
 }
-
-}  // namespace
 
 std::string after_prefix(std::string_view key) {
   std::string bound(key);
@@ -82,10 +108,8 @@ std::string after_prefix(std::string_view key) {
 std::unexpected<Error> Index::Impl::error(const rocksdb::Status& status, std::string_view doing) const {
   Code code = Code::internal;
   std::string remedy;
-  if (status.IsCorruption()) {
-    code = Code::corrupt;
-    remedy = kRebuild;
-  } else if (status.IsNoSpace()) {
+  if (status.IsCorruption()) return damaged("the index cannot " + std::string(doing) + ": " + status.ToString());
+  if (status.IsNoSpace()) {
     code = Code::no_space;
     remedy = "free space on its file system";
   } else if (status.IsIOError()) {
@@ -94,6 +118,18 @@ std::unexpected<Error> Index::Impl::error(const rocksdb::Status& status, std::st
     code = Code::busy;
   }
   return fail(code, directory, "the index cannot " + std::string(doing) + ": " + status.ToString(), std::move(remedy));
+}
+
+std::unexpected<Error> Index::Impl::damaged(std::string what) const {
+  auto found = fail(Code::corrupt, directory, std::move(what), kRebuild);
+  const std::lock_guard lock(damage_mutex);
+  if (!damage) damage = found.error();
+  return found;
+}
+
+std::optional<Error> Index::damage() const {
+  const std::lock_guard lock(impl_->damage_mutex);
+  return impl_->damage;
 }
 
 std::optional<IndexedMachine> Index::Impl::find(const MachineId& machine) const {
@@ -109,57 +145,72 @@ Status Index::Impl::load() {
   rocksdb::Status status = db->Get(plain, slice(keys::mark()), &value);
   if (status.ok()) {
     auto read = keys::decode_mark(value);
-    if (!read) return fail(Code::corrupt, directory, "the index has a damaged mark", kRebuild);
+    if (!read) return damaged("the index has a damaged mark");
     mark = persisted = *read;
   } else if (!status.IsNotFound()) {
     return error(status, "read its mark");
   }
+  const bool fresh = status.IsNotFound();
+  status = db->Get(plain, slice(keys::Key(keys::Tag::layout)), &value);
+  if (!status.ok() && !status.IsNotFound()) return error(status, "be read");
+  if (!fresh && value != keys::encode_count(kLayout))
+    return damaged("the index is of another layout than this program's");
+  if (fresh) status = db->Put(write_options(), slice(keys::Key(keys::Tag::layout)), keys::encode_count(kLayout));
+  if (!status.ok()) return error(status, "be written");
   rocksdb::ReadOptions ordered;
   ordered.total_order_seek = true;
   status = db->Get(plain, slice(keys::Key(keys::Tag::rebuilding)), &value);
-  if (status.ok()) return fail(Code::corrupt, directory, "an earlier rebuild of the index was cut off", kRebuild);
+  if (status.ok()) return damaged("an earlier rebuild of the index was cut off");
   if (!status.IsNotFound()) return error(status, "be read");
   const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(ordered));
   const auto begins = [](rocksdb::Slice key, keys::Tag tag) {
     return !key.empty() && static_cast<std::uint8_t>(key[0]) == static_cast<std::uint8_t>(tag);
   };
-  for (it->Seek(slice(keys::Key(keys::Tag::live))); it->Valid() && begins(it->key(), keys::Tag::live); it->Next()) {
-    if (it->key().size() != 9 || it->value().size() != 8) {
-      return fail(Code::corrupt, directory, "the index has a damaged segment count", kRebuild);
+  for (const auto& [tag, counts] : {std::pair(keys::Tag::live, &live), std::pair(keys::Tag::kept, &kept)}) {
+    for (it->Seek(slice(keys::Key(tag))); it->Valid() && begins(it->key(), tag); it->Next()) {
+      if (it->key().size() != 9 || it->value().size() != 8) {
+        return damaged("the index has a damaged segment count");
+      }
+      (*counts)[SegmentId(keys::read_big_endian(it->key().ToStringView().substr(1)))] =
+          keys::read_big_endian(it->value().ToStringView());
     }
-    live[SegmentId(keys::read_big_endian(it->key().ToStringView().substr(1)))] =
+    TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
+  }
+  for (it->Seek(slice(keys::Key(keys::Tag::stored))); it->Valid() && begins(it->key(), keys::Tag::stored); it->Next()) {
+    if (it->key().size() != 5 || it->value().size() != 8) {
+      return damaged("the index has a damaged volume count");
+    }
+    stored[VolumeId(static_cast<std::uint32_t>(keys::read_big_endian(it->key().ToStringView().substr(1))))] =
         keys::read_big_endian(it->value().ToStringView());
   }
   TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
-  for (it->Seek(slice(keys::Key(keys::Tag::machine))); it->Valid() && begins(it->key(), keys::Tag::machine);
-       it->Next()) {
-    const auto id = machine_from_bytes(std::string(it->key().ToStringView().substr(1)));
-    if (!id) return fail(Code::corrupt, directory, "the index has a damaged machine", kRebuild);
-    machines[*id].record = TIDEMARK_TRY(parse<pb::MachineRecord>(directory, it->value()));
-  }
-  TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
+  // In order and once through: of clones that were dropped there may be many.
+  const auto of_each = [&](keys::Tag tag, const auto& take) -> Status {
+    for (it->Seek(slice(keys::Key(tag))); it->Valid() && begins(it->key(), tag); it->Next()) {
+      const auto id = machine_from_bytes(std::string(it->key().ToStringView().substr(1)));
+      if (!id) return damaged("the index has a damaged machine");
+      TIDEMARK_TRY(take(machines[*id], it->value()));
+    }
+    return it->status().ok() ? Status() : Status(error(it->status(), "be read"));
+  };
+  const auto into = [&]<typename Message>(std::shared_ptr<const Message> IndexedMachine::* part) {
+    return [this, part](IndexedMachine& machine, rocksdb::Slice bytes) -> Status {
+      machine.*part = TIDEMARK_TRY(parse<Message>(bytes));
+      return {};
+    };
+  };
+  TIDEMARK_TRY(of_each(keys::Tag::machine, into(&IndexedMachine::record)));
+  TIDEMARK_TRY(of_each(keys::Tag::homes, into(&IndexedMachine::homes)));
+  TIDEMARK_TRY(of_each(keys::Tag::open_epoch, into(&IndexedMachine::open)));
+  TIDEMARK_TRY(of_each(keys::Tag::aborted, into(&IndexedMachine::aborted)));
   for (auto& [id, machine] : machines) {
-    status = db->Get(plain, slice(keys::of_machine(keys::Tag::homes, id)), &value);
-    if (!status.ok()) {
-      return fail(Code::corrupt, directory, "the index does not have where a machine's records stand", kRebuild);
-    }
-    machine.homes = TIDEMARK_TRY(parse<pb::MachineHomes>(directory, value));
-    status = db->Get(plain, slice(keys::of_machine(keys::Tag::open_epoch, id)), &value);
-    if (status.ok()) {
-      machine.open = TIDEMARK_TRY(parse<pb::OpenEpochEntry>(directory, value));
-    } else if (!status.IsNotFound()) {
-      return error(status, "be read");
-    }
-    status = db->Get(plain, slice(keys::of_machine(keys::Tag::aborted, id)), &value);
-    if (status.ok()) {
-      machine.aborted = TIDEMARK_TRY(parse<pb::AbortedRanges>(directory, value));
-    } else if (!status.IsNotFound()) {
-      return error(status, "be read");
-    }
+    if (!machine.record || !machine.homes)
+      return damaged("the index does not have a machine's record, or where it stands");
+    if (machine.record->removed()) continue;
     const auto prefix = keys::of_machine(keys::Tag::epoch, id);
     it->Seek(slice(prefix));
     if (it->Valid() && it->key().starts_with(slice(prefix))) {
-      machine.newest = TIDEMARK_TRY(parse<pb::EpochEntry>(directory, it->value()));
+      machine.newest = TIDEMARK_TRY(parse<pb::EpochEntry>(it->value()));
     }
     if (!it->status().ok()) return error(it->status(), "be read");
   }
@@ -169,11 +220,12 @@ Status Index::Impl::load() {
 Result<std::unique_ptr<Index>> Index::open(const std::string& directory, const IndexOptions& options) {
   auto impl = std::make_unique<Impl>();
   impl->directory = directory;
+  impl->write_buffer_bytes = options.write_buffer_bytes;
   std::error_code failure;
   std::filesystem::create_directories(directory, failure);
   if (failure) return fail_errno(failure.value(), directory, "make the directory");
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(rocksdb_options(options), directory, &db);
+  const rocksdb::Status status = rocksdb::DB::Open(rocksdb_options(directory, options), directory, &db);
   // A manifest or a table that is named but not there, or of the wrong kind, is damage as well: all of it is derived.
   if (status.IsInvalidArgument() || status.IsNotFound() || status.IsPathNotFound()) {
     return impl->error(rocksdb::Status::Corruption(status.ToString()), "be opened");
@@ -209,7 +261,27 @@ LogMark Index::persisted_mark() const {
   return impl_->persisted;
 }
 
+Status Index::Impl::check_space() const {
+  constexpr std::uint64_t kBeside = 4 << 20;  // the manifest, and what RocksDB logs
+  std::uint64_t in_memory = 0;
+  db->GetIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &in_memory);
+  std::error_code failed;
+  const auto space = std::filesystem::space(directory, failed);
+  if (failed || space.available >= in_memory + kBeside) return {};
+  return fail(Code::no_space, directory,
+              "the index has " + std::to_string(in_memory >> 20) + " MiB to write, and its file system has " +
+                  std::to_string(space.available >> 20) + " MiB left",
+              "free space on its file system");
+}
+
+bool Index::Impl::has_room() const {
+  std::uint64_t in_use = 0;
+  db->GetIntProperty(rocksdb::DB::Properties::kCurSizeActiveMemTable, &in_use);
+  return in_use < write_buffer_bytes / 4;  // RocksDB writes out at about half; a batch is far below the rest
+}
+
 Status Index::flush() {
+  TIDEMARK_TRY(impl_->check_space());
   LogMark flushed;
   std::vector<SegmentId> unreferenced;
   {
@@ -277,17 +349,20 @@ Result<std::optional<pb::EpochEntry>> Index::epoch(const MachineId& machine, Epo
   // What RocksDB has already and memory has not is being applied: not visible yet.
   if (!found || !found->newest || found->newest->number() < number.value()) return std::nullopt;
   if (found->newest->number() == number.value()) return *found->newest;
+  about_to_block("look up a point");
   std::string value;
   const rocksdb::Status status = impl_->db->Get(rocksdb::ReadOptions(), slice(keys::epoch(machine, number)), &value);
   if (status.IsNotFound()) return std::nullopt;
   if (!status.ok()) return impl_->error(status, "be read");
-  return *TIDEMARK_TRY(parse<pb::EpochEntry>(impl_->directory, value));
+  return *TIDEMARK_TRY(impl_->parse<pb::EpochEntry>(value));
 }
 
-Result<std::vector<pb::EpochEntry>> Index::epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy) const {
+Result<std::vector<pb::EpochEntry>> Index::epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy,
+                                                  EpochNumber through) const {
   std::vector<pb::EpochEntry> all;
   const auto found = impl_->find(machine);
   if (!found || !found->newest) return all;
+  about_to_block("list points");
   const auto prefix = keys::of_machine(keys::Tag::epoch, machine);
   const std::string bound = after_prefix(prefix.view());
   const rocksdb::Slice upper(bound);
@@ -295,14 +370,29 @@ Result<std::vector<pb::EpochEntry>> Index::epochs(const MachineId& machine, std:
   options.total_order_seek = true;
   options.iterate_upper_bound = &upper;
   const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(options));
-  for (it->Seek(slice(keys::epoch(machine, EpochNumber(found->newest->number())))); it->Valid(); it->Next()) {
-    auto entry = TIDEMARK_TRY(parse<pb::EpochEntry>(impl_->directory, it->value()));
+  const EpochNumber first = std::min(through, EpochNumber(found->newest->number()));
+  for (it->Seek(slice(keys::epoch(machine, first))); it->Valid(); it->Next()) {
+    auto entry = TIDEMARK_TRY(impl_->parse<pb::EpochEntry>(it->value()));
     if (entry->consistency() == kFuzzy && !with_fuzzy) continue;
     all.push_back(*entry);
     if (limit != 0 && all.size() == limit) break;
   }
   if (!it->status().ok()) return impl_->error(it->status(), "be read");
   return all;
+}
+
+Result<std::optional<pb::EpochEntry>> Index::first_to_see(const MachineId& machine, EpochNumber epoch) const {
+  const auto newest = newest_epoch(machine);
+  if (!newest || newest->number() < epoch.value()) return std::nullopt;
+  about_to_block("look up a point");
+  const auto prefix = keys::of_machine(keys::Tag::epoch, machine);
+  rocksdb::ReadOptions options;
+  options.total_order_seek = true;
+  const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(options));
+  it->SeekForPrev(slice(keys::epoch(machine, epoch)));  // newer ones stand before it
+  if (!it->status().ok()) return impl_->error(it->status(), "be read");
+  if (!it->Valid() || !it->key().starts_with(slice(prefix))) return newest;
+  return *TIDEMARK_TRY(impl_->parse<pb::EpochEntry>(it->value()));
 }
 
 Result<std::uint64_t> Index::live_references(SegmentId segment) const {
@@ -345,21 +435,45 @@ bool Index::knows_segment(SegmentId segment) const {
   return impl_->live.contains(segment);
 }
 
-std::optional<SegmentId> Index::oldest_segment_but(const std::vector<SegmentId>& these) const {
+std::optional<SegmentId> Index::segment_behind_but(SegmentId segment, const std::vector<SegmentId>& these) const {
   const std::shared_lock lock(impl_->mutex);
-  for (const auto& [segment, references] : impl_->live) {
-    if (!is_cold(segment) && std::find(these.begin(), these.end(), segment) == these.end()) return segment;
+  for (auto it = impl_->live.upper_bound(segment); it != impl_->live.end(); ++it) {
+    if (!is_cold(it->first) && std::find(these.begin(), these.end(), it->first) == these.end()) return it->first;
   }
   return std::nullopt;
 }
 
+std::optional<SegmentId> Index::oldest_segment_but(const std::vector<SegmentId>& these) const {
+  return segment_behind_but(SegmentId(), these);
+}
+
 Status Index::forget_segment(SegmentId segment) {
-  const rocksdb::Status status = impl_->db->Delete(write_options(), slice(keys::live(segment)));
+  rocksdb::WriteBatch batch;
+  rocksdb::Status status = batch.Delete(slice(keys::live(segment)));
+  if (status.ok() && kept_with(segment)) status = batch.Delete(slice(keys::kept(segment)));
+  if (status.ok()) status = impl_->db->Write(write_options(), &batch);
   if (!status.ok()) return impl_->error(status, "forget a segment");
   const std::unique_lock lock(impl_->mutex);
   impl_->live.erase(segment);
+  impl_->kept.erase(segment);
   std::erase(impl_->unreferenced, segment);
   return {};
+}
+
+Status Index::note_kept(SegmentId segment, std::uint64_t references) {
+  const auto value = keys::Key(keys::Tag::mark).u64(references);
+  const rocksdb::Status status =
+      impl_->db->Put(write_options(), slice(keys::kept(segment)), slice(value.view().substr(1)));
+  if (!status.ok()) return impl_->error(status, "be written");
+  const std::unique_lock lock(impl_->mutex);
+  impl_->kept[segment] = references;
+  return {};
+}
+
+std::optional<std::uint64_t> Index::kept_with(SegmentId segment) const {
+  const std::shared_lock lock(impl_->mutex);
+  const auto found = impl_->kept.find(segment);
+  return found == impl_->kept.end() ? std::nullopt : std::optional(found->second);
 }
 
 Index::Usage Index::usage() const {
@@ -367,10 +481,14 @@ Index::Usage Index::usage() const {
     std::uint64_t value = 0;
     return impl_->db->GetIntProperty(name, &value) ? value : 0;
   };
-  std::uint64_t segments = 0, cold_segments = 0;
+  std::map<std::string, std::string> written;
+  impl_->db->GetMapProperty(rocksdb::DB::Properties::kCFStats, &written);
+  const auto gib = written.find("compaction.Sum.WriteGB");  // flushes are counted there as well
+  std::uint64_t segments = 0, cold_segments = 0, stored_bytes = 0;
   {
     const std::shared_lock lock(impl_->mutex);
     for (const auto& [segment, references] : impl_->live) ++(is_cold(segment) ? cold_segments : segments);
+    for (const auto& [volume, bytes] : impl_->stored) stored_bytes += bytes;
   }
   return {.deltas = property(rocksdb::DB::Properties::kEstimateNumKeys),
           .disk_bytes = property(rocksdb::DB::Properties::kTotalSstFilesSize),
@@ -378,7 +496,11 @@ Index::Usage Index::usage() const {
                           property(rocksdb::DB::Properties::kBlockCacheUsage) +
                           property(rocksdb::DB::Properties::kEstimateTableReadersMem),
           .segments = segments,
-          .cold_segments = cold_segments};
+          .cold_segments = cold_segments,
+          .stored_bytes = stored_bytes,
+          .written_bytes = gib == written.end()
+                               ? 0
+                               : static_cast<std::uint64_t>(std::strtod(gib->second.c_str(), nullptr) * 0x1p30)};
 }
 
 }  // namespace tidemark::storage

@@ -3,8 +3,11 @@
 //
 //   01                                    the mark: LogMark; in the same WriteBatch as what it covers
 //   02                                    there while a rebuild is not finished
+//   03                                    the layout: kLayout of index.cc; another one is made again
 //   10 | volume u32 | region u32 | ~lsn   deltas: one record's extents in one 1 MiB region, or several folded into one
 //   20 | segment u64                      live references (absolute count): extents, and records that are still needed
+//   21 | volume u32                       bytes of the blocks that the volume's deltas refer to
+//   22 | segment u64                      of a log segment that was left as it is: its live references then
 //   30 | machine 16 | ~epoch u64          EpochEntry of a committed epoch
 //   31 | machine 16                       OpenEpochEntry, if one is open
 //   32 | machine 16                       AbortedRanges
@@ -16,6 +19,7 @@
 // What changes it belongs to one thread (the indexer's, or recovery's); every reading call is thread-safe.
 #pragma once
 
+#include <bitset>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -25,6 +29,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "base/limits.h"
 #include "base/status.h"
 #include "storage/commit_info.h"
 #include "storage/fold.h"
@@ -44,12 +49,29 @@ struct Extent {
   std::uint32_t offset = 0;  // of the block's header in the segment
   std::uint32_t stored_size = 0;
   EpochNumber epoch;
+  bool sealed = false;
+};
+
+// A block that the index refers to.
+struct StoredExtent {
+  std::uint32_t region = 0;
+  Lsn key;  // of the key it stands under
+  Lsn lsn;
+  EpochNumber epoch;
+  SegmentId segment;
+  DeltaExtent extent;
 };
 
 // The history of one region up to some LSN.
 struct RegionHistory {
   std::vector<Lsn> keys;          // all there are, newest first
   std::vector<Version> versions;  // of committed epochs, newest first
+};
+
+// Which granules of a region were written.
+struct WrittenRegion {
+  std::uint32_t region = 0;
+  std::bitset<limits::kRegionGranules> granules;
 };
 
 // What a fold, or a move of blocks, makes of a region: some keys go, some come.
@@ -71,6 +93,8 @@ struct ColdExtent {
   bool operator==(const ColdExtent&) const = default;
 };
 
+class PlaceVersions;  // storage/region_maps.h
+
 struct IndexOptions {
   std::uint64_t cache_bytes = 64 << 20;
   std::uint64_t write_buffer_bytes = 64 << 20;
@@ -86,6 +110,8 @@ class Index {
   static bool exists(const std::string& directory);
   // Removes one that is not open, whatever state it is in.
   static Status destroy(const std::string& directory);
+  // Any thread. What was met that should not be there: it has to be made again.
+  std::optional<Error> damage() const;
 
   LogMark mark() const;            // applied, maybe not yet persisted
   LogMark persisted_mark() const;  // survives a crash
@@ -121,15 +147,44 @@ class Index {
   std::optional<pb::EpochEntry> newest_epoch(const MachineId& machine) const;  // fuzzy ones too
   Result<std::optional<pb::EpochEntry>> epoch(const MachineId& machine, EpochNumber number) const;
   // Newest first. `limit` 0: all. Fuzzy epochs are left out unless asked for.
-  Result<std::vector<pb::EpochEntry>> epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy) const;
+  Result<std::vector<pb::EpochEntry>> epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy) const {
+    return epochs(machine, limit, with_fuzzy, EpochNumber(UINT64_MAX));
+  }
+  Result<std::vector<pb::EpochEntry>> epochs(const MachineId& machine, std::size_t limit, bool with_fuzzy,
+                                             EpochNumber through) const;
+  // The oldest committed epoch, fuzzy or not, that is not older than this one: the first to see what was written in it.
+  Result<std::optional<pb::EpochEntry>> first_to_see(const MachineId& machine, EpochNumber epoch) const;
 
   // The visible extents of [first, first + count) granules as of `as_of`, in order, not overlapping; what no extent
   // covers was never written and reads as zeroes. `as_of` is the LSN of a commit of this machine. Code::not_found when
   // the machine was removed.
   Result<std::vector<Extent>> lookup(const MachineId& machine, VolumeId volume, Lsn as_of, std::uint64_t first_granule,
                                      std::uint64_t count) const;
+  // Of the volume: as long as it stays the same, what lookup() said before stands where it did.
+  const PlaceVersions& places() const;
   // Every region of a volume that has any version, in order: lets a reader skip what is empty.
   Result<std::vector<std::uint32_t>> regions(VolumeId volume, std::uint32_t from, std::size_t limit) const;
+
+  // The first region from `from` on in which committed records with LSNs beyond `after` and up to `upto` wrote
+  // anything, and which granules they wrote. Both are LSNs of commits of this machine, `after` may be Lsn(). Nothing:
+  // there is none any more.
+  Result<std::optional<WrittenRegion>> written(const MachineId& machine, VolumeId volume, Lsn after, Lsn upto,
+                                               std::uint32_t from) const;
+
+  // --- what is stored, for who checks it: blocks of data of committed epochs and of the one that is open ---
+  // Of a volume, by region, newer keys first; about `extents_max` of them. `after`: region and key of the last one of
+  // the call before. Empty: that was all. Zeroes, and what belongs to aborted epochs, are left out.
+  struct StoredPlace {
+    std::uint32_t region = 0;
+    Lsn key;
+  };
+  Result<std::vector<StoredExtent>> stored(const MachineId& machine, VolumeId volume,
+                                           const std::optional<StoredPlace>& after, std::size_t extents_max) const;
+  // What still stands under the key of one record in a region; nothing when that was folded away.
+  Result<std::vector<Delta>> deltas_at(VolumeId volume, std::uint32_t region, Lsn lsn) const;
+  // The block at this place, if anything of this region refers to it.
+  Result<std::optional<StoredExtent>> find_stored(const MachineId& machine, VolumeId volume, std::uint32_t region,
+                                                  SegmentId segment, std::uint32_t offset) const;
 
   Result<std::uint64_t> live_references(SegmentId segment) const;
   // Segments that nothing refers to any more, durably so, in order; of the log's, those wholly below the persisted
@@ -142,14 +197,34 @@ class Index {
   std::optional<pb::AbortedRanges> aborted(const MachineId& machine) const;
   bool knows_segment(SegmentId segment) const;  // a commit in it was applied, and it was not forgotten since
   // The oldest segment with a commit in it that is none of these; nullopt: there is none.
+  // Of the log; the next one there is behind `segment`, but none of `these`.
+  std::optional<SegmentId> segment_behind_but(SegmentId segment, const std::vector<SegmentId>& these) const;
   std::optional<SegmentId> oldest_segment_but(const std::vector<SegmentId>& these) const;
   Status forget_segment(SegmentId segment);  // it was given back: its count goes
+  // How many references a segment of the log had when it was found worth leaving where it is. Lost with the index.
+  Status note_kept(SegmentId segment, std::uint64_t references);
+  std::optional<std::uint64_t> kept_with(SegmentId segment) const;
+  // --- space ---
+  // Bytes of the blocks that the volume's deltas refer to, header and stored bytes of each: exact. With what an open
+  // epoch has so far, and what was overwritten or aborted until it is folded away.
+  std::uint64_t stored_bytes(VolumeId volume) const;
+  struct MachineSpace {
+    MachineId machine;
+    std::uint64_t logical_bytes = 0;  // of all disks it has
+    std::uint64_t stored_bytes = 0;
+  };
+  std::vector<MachineSpace> space() const;  // of every machine that is not removed
+  // Counts everything again, and compares. Code::corrupt: which count is wrong. On the thread that changes it; reads
+  // the whole index.
+  Status check_counts() const;
   struct Usage {
     std::uint64_t deltas = 0;  // estimated keys
     std::uint64_t disk_bytes = 0;
     std::uint64_t memory_bytes = 0;
     std::uint64_t segments = 0;  // of the log, from the first commit in them until they are given back
     std::uint64_t cold_segments = 0;
+    std::uint64_t stored_bytes = 0;   // of all volumes
+    std::uint64_t written_bytes = 0;  // to its tables, since it was opened
   };
   Usage usage() const;
 

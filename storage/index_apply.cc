@@ -10,23 +10,21 @@
 #include <optional>
 #include <utility>
 
-#include "base/check.h"
+#include "base/marks.h"
 #include "base/planted.h"
 #include "base/units.h"
 #include "storage/epoch_progress.h"
 #include "storage/extent_codec.h"
+#include "storage/index_batch.h"
 #include "storage/index_impl.h"
-#include "storage/zero_range.h"
 
 namespace tidemark::storage {
 
 namespace {
 
-constexpr std::size_t kBatchBytes = 1 << 20;
-
 class Applier {
  public:
-  explicit Applier(Index::Impl& index) : index_(index), mark_(index.mark) {}
+  explicit Applier(Index::Impl& index) : index_(index), mark_(index.mark), batch_(index) {}
 
   Status apply(std::span<const CommitInfo> commits) {
     if (planted(Planted::mark_ahead_of_data) && !commits.empty()) {
@@ -43,7 +41,7 @@ class Applier {
                     "a commit with LSN " + std::to_string(commit.first_lsn.value()) +
                         " does not follow the index's mark " + std::to_string(mark_.lsn.value()));
       }
-      count(commit.segment, 0);  // a segment is known from its first commit on, even if nothing in it counts
+      batch_.count(commit.segment, 0);  // a segment is known from its first commit on, even if nothing in it counts
       for (const RecordInfo& record : commit.records) TIDEMARK_TRY(apply(commit, record));
       mark_ = {.segment = commit.segment,
                .offset = commit.offset + commit.size,
@@ -100,8 +98,8 @@ class Applier {
   void move_home(const MachineId& id, IndexedMachine& machine, std::uint64_t (pb::MachineHomes::*get)() const,
                  void (pb::MachineHomes::*set)(std::uint64_t), SegmentId to) {
     auto homes = std::make_shared<pb::MachineHomes>(*machine.homes);
-    if (const SegmentId from((homes.get()->*get)()); from != SegmentId()) count(from, -1);
-    if (to != SegmentId()) count(to, 1);
+    if (const SegmentId from((homes.get()->*get)()); from != SegmentId()) batch_.count(from, -1);
+    if (to != SegmentId()) batch_.count(to, 1);
     (homes.get()->*set)(to.value());
     machine.homes = std::move(homes);
     touched_[id].homes = true;
@@ -116,7 +114,6 @@ class Applier {
     }
     // A disk that shrank and grows again holds zeroes in between, not what once was there. Older records do not tell of
     // it themselves.
-    zero_everywhere_ = false;
     for (const pb::DiskSizeRecord& disk : content.disks()) {
       std::uint64_t former = 0;
       const auto note = [&](const auto& sizes) {
@@ -129,16 +126,14 @@ class Applier {
       if (former <= disk.size() || !volume) continue;
       const std::uint64_t end = round_up(former, limits::kGranuleSize) / limits::kGranuleSize;
       const std::uint64_t from = round_up(disk.size(), limits::kGranuleSize) / limits::kGranuleSize;
-      pending_.clear();
-      mine_.clear();
-      note_zero_regions(from, end - from);
-      TIDEMARK_TRY(zero_range(*volume, record.lsn, EpochNumber(content.number()), from, end - from));
-      TIDEMARK_TRY(put_pending(*volume, record.lsn, EpochNumber(content.number())));
+      TIDEMARK_TRY(batch_.add_zeroes(
+          {.volume = *volume, .lsn = record.lsn, .epoch = EpochNumber(content.number()), .segment = segment_}, from,
+          end - from));
     }
     auto open = std::make_shared<pb::OpenEpochEntry>(
         begin_epoch_entry(content, record.lsn, resumed ? machine.open.get() : nullptr));
     open->set_home(resumed ? machine.open->home() : segment_.value());
-    if (!resumed) count(segment_, 1);
+    if (!resumed) batch_.count(segment_, 1);
     machine.open = std::move(open);
     touched_[record.machine].open = true;
     return {};
@@ -149,30 +144,20 @@ class Applier {
     if (!machine.open && !index_.rebuilding) return inconsistent(record, "it has blocks, and no epoch is open");
     const auto volume = machine.volume(record.disk);
     if (!volume) return inconsistent(record, "it has blocks of a disk that no record before it tells of");
-    zero_everywhere_ = machine.record->has_clone();
     if (std::size_t{record.first_block} + record.block_count > commit.blocks.size()) {
       return inconsistent(record, "its blocks are not there");
     }
     const std::span places = std::span(commit.blocks).subspan(record.first_block, record.block_count);
     const EpochNumber epoch = record.epoch;
-    pending_.clear();
-    note_regions(places);
-    for (const BlockPlace& place : places) {
-      if (place.encoding == wire::Encoding::zero) {
-        TIDEMARK_TRY(zero_range(*volume, record.lsn, epoch, place.first_granule, place.granules));
-      } else {
-        const std::uint64_t region = place.first_granule / limits::kRegionGranules;
-        pending_.push_back({static_cast<std::uint32_t>(region),
-                            {.first = static_cast<std::uint32_t>(place.first_granule % limits::kRegionGranules),
-                             .count = place.granules,
-                             .encoding = place.encoding,
-                             .offset = place.offset,
-                             .stored_size = place.stored_size}});
-      }
-    }
-    TIDEMARK_TRY(put_pending(*volume, record.lsn, epoch));
+    TIDEMARK_TRY(batch_.add_blocks({.volume = *volume,
+                                    .lsn = record.lsn,
+                                    .epoch = epoch,
+                                    .segment = segment_,
+                                    .of_clone = machine.record->has_clone()},
+                                   places));
     if (!machine.open || machine.open->number() != epoch.value()) {
-      return batch_.GetDataSize() > kBatchBytes ? write_batch() : Status();
+      index_.without_begin[record.machine][epoch] = record.lsn;
+      return batch_.write_if_large();
     }
     machine.open = [&] {
       // Staged copies are this applier's own: one that nobody else holds is changed in place.
@@ -182,7 +167,7 @@ class Applier {
       return open;
     }();
     touched_[record.machine].open = true;
-    return batch_.GetDataSize() > kBatchBytes ? write_batch() : Status();
+    return batch_.write_if_large();
   }
 
   Status commit_epoch(IndexedMachine& machine, const RecordInfo& record) {
@@ -199,15 +184,24 @@ class Applier {
     auto entry =
         std::make_shared<pb::EpochEntry>(commit_epoch_entry(open ? *machine.open : begun, content, record.lsn));
     entry->set_home(segment_.value());
-    count(segment_, 1);
+    batch_.count(segment_, 1);
     if (machine.open) drop_open(record.machine, machine);
+    if (index_.rebuilding) ended(record.machine, EpochNumber(content.number()));
     machine.newest = entry;
     epochs_[record.machine][entry->number()] = std::move(entry);
     return {};
   }
 
+  // Of a rebuild: all epochs up to this one.
+  void ended(const MachineId& id, EpochNumber through) {
+    const auto found = index_.without_begin.find(id);
+    if (found == index_.without_begin.end()) return;
+    found->second.erase(found->second.begin(), found->second.upper_bound(through));
+    if (found->second.empty()) index_.without_begin.erase(found);
+  }
+
   void drop_open(const MachineId& id, IndexedMachine& machine) {
-    count(SegmentId(machine.open->home()), -1);
+    batch_.count(SegmentId(machine.open->home()), -1);
     machine.open.reset();
     touched_[id].open = true;
   }
@@ -215,13 +209,14 @@ class Applier {
   // The machine's epochs up to `through` are those listed, and no others.
   Status history(IndexedMachine& machine, const RecordInfo& record) {
     const auto content = TIDEMARK_TRY(parse_record<pb::HistoryRecord>(record));
-    const std::uint64_t ended = std::max(content.through(), content.aborted().highest_epoch());
-    if (machine.open && machine.open->number() <= ended)
+    const std::uint64_t ended_through = std::max(content.through(), content.aborted().highest_epoch());
+    if (machine.open && machine.open->number() <= ended_through)
       drop_open(record.machine, machine);  // in a rebuild: see begin()
+    if (index_.rebuilding) ended(record.machine, EpochNumber(ended_through));
     auto& staged = epochs_[record.machine];
     TIDEMARK_TRY(for_each_epoch(record.machine, [&](const pb::EpochEntry& entry) {
       if (entry.number() > content.through()) return;
-      if (entry.home() != 0) count(SegmentId(entry.home()), -1);
+      if (entry.home() != 0) batch_.count(SegmentId(entry.home()), -1);
       staged[entry.number()] = nullptr;
     }));
     for (const pb::EpochEntry& entry : content.epochs()) {
@@ -241,7 +236,8 @@ class Applier {
     return {};
   }
 
-  // What the history record tells of needs no other record. What was aborted while that was on its way still does.
+  // What the history record tells of needs no other record. What was aborted while that was on its way still does; what
+  // an earlier one told of and this one does not is forgotten.
   pb::AbortedRanges join_aborted(const pb::AbortedRanges* known, const pb::AbortedRanges& told) {
     std::map<std::uint64_t, pb::AbortedRanges::Range> ranges;
     for (const auto& range : told.ranges()) (ranges[range.first_lsn()] = range).clear_home();
@@ -249,11 +245,12 @@ class Applier {
     for (int i = 0; i < known_count; ++i) {
       const auto& range = known->ranges(i);
       const auto found = ranges.find(range.first_lsn());
+      if (range.home() != 0) leave_mark(Mark::aborts_joined);
       if (found != ranges.end() && found->second.last_lsn() >= range.last_lsn()) {
-        if (range.home() != 0) count(SegmentId(range.home()), -1);
-      } else {
+        if (range.home() != 0) batch_.count(SegmentId(range.home()), -1);
+      } else if (range.home() != 0) {
         ranges[range.first_lsn()] = range;
-      }
+      }  // else a history record told of it before, and this one does not: its records are gone
     }
     pb::AbortedRanges all;
     for (const auto& [first, range] : ranges) *all.add_ranges() = range;
@@ -266,12 +263,13 @@ class Applier {
   Status for_each_epoch(const MachineId& id, Visit visit) {
     const auto& staged = epochs_[id];
     bool sound = true;
-    TIDEMARK_TRY(for_each(keys::of_machine(keys::Tag::epoch, id).view(), [&](rocksdb::Slice, rocksdb::Slice value) {
-      pb::EpochEntry entry;
-      sound = sound && entry.ParseFromArray(value.data(), static_cast<int>(value.size()));
-      if (sound && !staged.contains(entry.number())) visit(entry);
-    }));
-    if (!sound) return fail(Code::corrupt, index_.directory, "an epoch in the index cannot be parsed");
+    TIDEMARK_TRY(
+        batch_.for_each(keys::of_machine(keys::Tag::epoch, id).view(), [&](rocksdb::Slice, rocksdb::Slice value) {
+          pb::EpochEntry entry;
+          sound = sound && entry.ParseFromArray(value.data(), static_cast<int>(value.size()));
+          if (sound && !staged.contains(entry.number())) visit(entry);
+        }));
+    if (!sound) return index_.damaged("an epoch in the index cannot be parsed");
     const auto copies = staged;  // visit() may change it
     for (const auto& [number, entry] : copies) {
       if (entry) visit(*entry);
@@ -313,7 +311,7 @@ class Applier {
       range->set_first_lsn(first.value());
       range->set_last_lsn(last.value());
       range->set_home(segment_.value());
-      count(segment_, 1);
+      batch_.count(segment_, 1);
     }
     aborted->set_highest_epoch(std::max(aborted->highest_epoch(), number));
     machine.aborted = std::move(aborted);
@@ -322,25 +320,28 @@ class Applier {
 
   // The machine's volumes, epochs and counts go. Its record stays, so that its identity is never taken for unknown.
   Status remove(const MachineId& id, IndexedMachine& machine) {
-    TIDEMARK_TRY(write_batch());
+    TIDEMARK_TRY(batch_.write());
     {
       // Readers learn it before the first key goes: they look again after they have read.
       const std::unique_lock lock(index_.mutex);
       const auto found = index_.machines.find(id);
       if (found != index_.machines.end()) found->second.removing = true;
     }
-    // Their places are no longer referred to. What was there before this call is given up at once, in the batches that
-    // delete it, so that a crash in between leaves counts that agree with what is left.
-    for (const pb::DiskRecord& disk : machine.record->disks()) TIDEMARK_TRY(delete_volume(VolumeId(disk.volume())));
+    std::set<VolumeId> volumes;
+    for (const pb::DiskRecord& disk : machine.record->disks()) volumes.insert(VolumeId(disk.volume()));
+    const PlaceVersions::Change changing(index_.places, std::move(volumes));
+    // Their places are no longer referred to.
+    for (const pb::DiskRecord& disk : machine.record->disks())
+      TIDEMARK_TRY(batch_.delete_volume(VolumeId(disk.volume())));
     TIDEMARK_TRY(for_each_epoch(id, [&](const pb::EpochEntry& entry) {
-      if (entry.home() != 0) count(SegmentId(entry.home()), -1);
+      if (entry.home() != 0) batch_.count(SegmentId(entry.home()), -1);
       epochs_[id][entry.number()] = nullptr;
     }));
     if (machine.open) drop_open(id, machine);
     machine.newest.reset();
     const int ranges = machine.aborted ? machine.aborted->ranges_size() : 0;
     for (int i = 0; i < ranges; ++i) {
-      if (machine.aborted->ranges(i).home() != 0) count(SegmentId(machine.aborted->ranges(i).home()), -1);
+      if (machine.aborted->ranges(i).home() != 0) batch_.count(SegmentId(machine.aborted->ranges(i).home()), -1);
     }
     machine.aborted.reset();
     touched_[id].aborted = true;
@@ -348,218 +349,25 @@ class Applier {
     return {};
   }
 
-  Status delete_volume(VolumeId volume) {
-    Delta delta;
-    Status status;
-    TIDEMARK_TRY(
-        for_each(keys::Key(keys::Tag::delta).u32(volume.value()).view(), [&](rocksdb::Slice key, rocksdb::Slice value) {
-          keys::DeltaKey at;
-          if (!status) return;
-          if (!keys::parse_delta(key.ToStringView(), at)) {
-            status = fail(Code::corrupt, index_.directory, "the index has a delta with a damaged key");
-            return;
-          }
-          for (std::string_view rest = value.ToStringView(); !rest.empty() && status;) {
-            status = take_delta(rest, at.lsn, delta);
-            if (!status) break;
-            if (at.lsn <= index_.mark.lsn) {
-              give_up(delta.segment, delta.extents.size());
-            } else {
-              count(delta.segment, -static_cast<std::int64_t>(delta.extents.size()));
-            }
-          }
-          batch_status_ = batch_status_.ok() ? batch_.Delete(key) : batch_status_;
-          if (status && batch_.GetDataSize() > kBatchBytes) status = write_batch();
-        }));
-    TIDEMARK_TRY(std::move(status));
-    return write_batch();
-  }
-
-  // --- deltas ---
-  struct Pending {
-    std::uint32_t region;
-    DeltaExtent extent;
-    std::uint32_t order = 0;  // in the record
-  };
-
-  // Makes mine_, when the record has a wide range: the regions that the rest of the record writes. There the wide range
-  // joins the other extents in pending_, because a region and an LSN have one key.
-  void note_regions(std::span<const BlockPlace> places) {
-    mine_.clear();
-    const auto zero = [](const BlockPlace& place) { return place.encoding == wire::Encoding::zero; };
-    const bool any_wide = std::any_of(places.begin(), places.end(), [&](const BlockPlace& place) {
-      return zero(place) && ZeroRange(place.first_granule, place.granules, zero_everywhere_).wide;
-    });
-    if (!any_wide) return;
-    for (const BlockPlace& place : places) {
-      if (zero(place)) {
-        note_zero_regions(place.first_granule, place.granules);
-      } else {
-        mine_.push_back(static_cast<std::uint32_t>(place.first_granule / limits::kRegionGranules));
-      }
-    }
-    std::sort(mine_.begin(), mine_.end());
-    mine_.erase(std::unique(mine_.begin(), mine_.end()), mine_.end());
-  }
-
-  void note_zero_regions(std::uint64_t first, std::uint64_t count) {
-    const auto noted =
-        ZeroRange(first, count, zero_everywhere_)
-            .parts(
-                first, [&](std::uint32_t region, std::uint32_t, std::uint32_t) { mine_.push_back(region); },
-                [] { return Status(); });
-    TIDEMARK_CHECK(noted.has_value());
-  }
-
-  Status zero_range(VolumeId volume, Lsn lsn, EpochNumber epoch, std::uint64_t first, std::uint64_t count) {
-    const ZeroRange range(first, count, zero_everywhere_);
-    return range.parts(
-        first,
-        [&](std::uint32_t region, std::uint32_t from, std::uint32_t granules) {
-          pending_.push_back({region, {.first = from, .count = granules, .encoding = wire::Encoding::zero}});
-        },
-        [&] { return zero_regions(volume, lsn, epoch, range.first_whole, range.end_whole); });
-  }
-
-  Status zero_regions(VolumeId volume, Lsn lsn, EpochNumber epoch, std::uint64_t first, std::uint64_t end) {
-    TIDEMARK_TRY(write_batch());  // so that the scan sees what this call has put so far
-    constexpr DeltaExtent kWhole{.first = 0, .count = limits::kRegionGranules, .encoding = wire::Encoding::zero};
-    for (const std::uint32_t region : mine_) {
-      if (region >= first && region < end) pending_.push_back({region, kWhole});
-    }
-
-    const std::string bound = after_prefix(keys::region(volume, static_cast<std::uint32_t>(end - 1)).view());
-    const rocksdb::Slice upper(bound);
-    rocksdb::ReadOptions options;
-    options.total_order_seek = true;
-    options.iterate_upper_bound = &upper;
-    const std::unique_ptr<rocksdb::Iterator> it(index_.db->NewIterator(options));
-    value_.clear();
-    append_delta({.lsn = lsn, .epoch = epoch, .segment = segment_, .extents = {kWhole}}, lsn, value_);
-    it->Seek(slice(keys::region(volume, static_cast<std::uint32_t>(first))));
-    while (it->Valid()) {
-      keys::DeltaKey key;
-      if (!keys::parse_delta(it->key().ToStringView(), key)) {
-        return fail(Code::corrupt, index_.directory, "the index has a delta with a damaged key");
-      }
-      if (!std::binary_search(mine_.begin(), mine_.end(), key.region)) {
-        TIDEMARK_TRY(put_delta(keys::delta(volume, key.region, lsn), lsn, value_, 1));
-        if (batch_.GetDataSize() > kBatchBytes) TIDEMARK_TRY(write_batch());
-      }
-      it->Seek(slice(keys::region(volume, key.region + 1)));
-    }
-    return it->status().ok() ? Status() : Status(index_.error(it->status(), "be read"));
-  }
-
-  // One key per region of the record; within a region the extents stay in the record's order.
-  Status put_pending(VolumeId volume, Lsn lsn, EpochNumber epoch) {
-    const auto by_region = [](const Pending& a, const Pending& b) { return a.region < b.region; };
-    if (!std::is_sorted(pending_.begin(), pending_.end(), by_region)) {
-      for (std::uint32_t i = 0; i < pending_.size(); ++i) pending_[i].order = i;
-      std::sort(pending_.begin(), pending_.end(), [](const Pending& a, const Pending& b) {
-        return std::pair(a.region, a.order) < std::pair(b.region, b.order);
-      });
-    }
-    delta_.lsn = lsn;
-    delta_.epoch = epoch;
-    delta_.segment = segment_;
-    for (std::size_t i = 0; i < pending_.size();) {
-      const std::uint32_t region = pending_[i].region;
-      delta_.extents.clear();
-      for (; i < pending_.size() && pending_[i].region == region; ++i) delta_.extents.push_back(pending_[i].extent);
-      value_.clear();
-      append_delta(delta_, lsn, value_);
-      TIDEMARK_TRY(put_delta(keys::delta(volume, region, lsn), lsn, value_, delta_.extents.size()));
-    }
-    return {};
-  }
-
-  Status put_delta(const keys::Key& key, Lsn lsn, std::string_view value, std::size_t extents) {
-    if (index_.rebuilding) TIDEMARK_TRY(supersede(key, lsn));
-    put(key, value);
-    count(segment_, static_cast<std::int64_t>(extents));
-    return {};
-  }
-
-  // A rebuild begins with the cold segments. Where the log still has the record itself, that holds: it is whole.
-  Status supersede(const keys::Key& key, Lsn lsn) {
-    std::string before;
-    const rocksdb::Status status = index_.db->Get(rocksdb::ReadOptions(), slice(key), &before);
-    if (status.IsNotFound()) return {};
-    if (!status.ok()) return index_.error(status, "be read");
-    Delta delta;
-    for (std::string_view rest = before; !rest.empty();) {
-      TIDEMARK_TRY(take_delta(rest, lsn, delta));
-      count(delta.segment, -static_cast<std::int64_t>(delta.extents.size()));
-    }
-    return {};
-  }
-
-  // --- counts: of everything in the index that a segment is needed for ---
-  void count(SegmentId segment, std::int64_t references) { changes_[segment] += references; }
-
-  // Like count(), and true from now on, with what is written next, whatever becomes of this call.
-  void give_up(SegmentId segment, std::uint64_t references) {
-    const std::unique_lock lock(index_.mutex);
-    std::uint64_t& live = index_.live[segment];
-    TIDEMARK_CHECK(live >= references);
-    live -= references;
-    put_count(keys::live(segment), live);
-  }
-
-  // --- writing ---
-  void put(const keys::Key& key, std::string_view value) {
-    // Keys and values are far below the batch's limits, so this cannot fail but for lack of memory.
-    batch_status_ = batch_status_.ok() ? batch_.Put(slice(key), slice(value)) : batch_status_;
-  }
-
-  Status write_batch() {
-    if (!batch_status_.ok()) return index_.error(batch_status_, "gather changes");
-    if (batch_.Count() == 0) return {};
-    const rocksdb::Status status = index_.db->Write(write_options(), &batch_);
-    if (!status.ok()) return index_.error(status, "be written");
-    batch_.Clear();
-    return {};
-  }
-
-  template <typename Visit>
-  Status for_each(std::string_view prefix, Visit visit) {
-    const std::string bound = after_prefix(prefix);
-    const rocksdb::Slice upper(bound);
-    rocksdb::ReadOptions options;
-    options.total_order_seek = true;
-    options.iterate_upper_bound = &upper;
-    options.fill_cache = false;
-    const std::unique_ptr<rocksdb::Iterator> it(index_.db->NewIterator(options));
-    for (it->Seek(slice(prefix)); it->Valid(); it->Next()) visit(it->key(), it->value());
-    return it->status().ok() ? Status() : Status(index_.error(it->status(), "be read"));
-  }
-
-  template <typename Message>
-  void put_message(const keys::Key& key, const Message& message) {
-    message.SerializeToString(&value_);
-    put(key, value_);
-  }
-
   Status finish() {
     for (const auto& [id, touched] : touched_) {
       const IndexedMachine& machine = machines_.at(id);
-      if (touched.record) put_message(keys::of_machine(keys::Tag::machine, id), *machine.record);
-      if (touched.homes) put_message(keys::of_machine(keys::Tag::homes, id), *machine.homes);
+      if (touched.record) batch_.put_message(keys::of_machine(keys::Tag::machine, id), *machine.record);
+      if (touched.homes) batch_.put_message(keys::of_machine(keys::Tag::homes, id), *machine.homes);
       if (touched.open) {
         const auto key = keys::of_machine(keys::Tag::open_epoch, id);
         if (machine.open) {
-          put_message(key, *machine.open);
+          batch_.put_message(key, *machine.open);
         } else {
-          batch_status_ = batch_status_.ok() ? batch_.Delete(slice(key)) : batch_status_;
+          batch_.erase(key);
         }
       }
       if (touched.aborted) {
         const auto key = keys::of_machine(keys::Tag::aborted, id);
         if (machine.aborted) {
-          put_message(key, *machine.aborted);
+          batch_.put_message(key, *machine.aborted);
         } else {
-          batch_status_ = batch_status_.ok() ? batch_.Delete(slice(key)) : batch_status_;
+          batch_.erase(key);
         }
       }
     }
@@ -567,32 +375,20 @@ class Applier {
       for (const auto& [number, entry] : epochs) {
         const auto key = keys::epoch(id, EpochNumber(number));
         if (entry) {
-          put_message(key, *entry);
+          batch_.put_message(key, *entry);
         } else {
-          batch_status_ = batch_status_.ok() ? batch_.Delete(slice(key)) : batch_status_;
+          batch_.erase(key);
         }
       }
     }
-    for (const auto& [segment, change] : changes_) put_count(keys::live(segment), after(segment, change));
-    put(keys::mark(), keys::encode_mark(mark_));
-    TIDEMARK_TRY(write_batch());
+    batch_.put(keys::mark(), keys::encode_mark(mark_));
+    const Counts after = TIDEMARK_TRY(batch_.finish());
 
     const std::unique_lock lock(index_.mutex);
     for (auto& [id, machine] : machines_) index_.machines[id] = std::move(machine);
-    for (const auto& [segment, change] : changes_) index_.live[segment] = after(segment, change);
+    index_.take(after);
     index_.mark = mark_;
     return {};
-  }
-
-  std::uint64_t after(SegmentId segment, std::int64_t change) const {
-    const auto known = index_.live.find(segment);  // changed by this thread only
-    const std::uint64_t before = known == index_.live.end() ? 0 : known->second;
-    TIDEMARK_CHECK(change >= 0 || before >= static_cast<std::uint64_t>(-change));
-    return before + static_cast<std::uint64_t>(change);
-  }
-
-  void put_count(const keys::Key& key, std::uint64_t value) {
-    put(key, keys::Key(keys::Tag::mark).u64(value).view().substr(1));
   }
 
   // The machine as this call has it so far; nullptr when it is unknown.
@@ -620,13 +416,7 @@ class Applier {
 
   Index::Impl& index_;
   LogMark mark_;
-  rocksdb::WriteBatch batch_;
-  rocksdb::Status batch_status_;
-  std::string value_;
-  std::vector<Pending> pending_;
-  std::vector<std::uint32_t> mine_;
-  bool zero_everywhere_ = false;  // the record is of a clone
-  Delta delta_;
+  IndexBatch batch_;
   std::unordered_map<MachineId, IndexedMachine> machines_;
   MachineId last_id_;
   IndexedMachine* last_ = nullptr;
@@ -634,13 +424,15 @@ class Applier {
   // By machine and number; nullptr: it goes.
   std::unordered_map<MachineId, std::map<std::uint64_t, std::shared_ptr<const pb::EpochEntry>>> epochs_;
   SegmentId segment_;  // of the record at hand
-  std::map<SegmentId, std::int64_t> changes_;
 };
 
 }  // namespace
 
 Status Index::apply(std::span<const CommitInfo> commits) {
   if (commits.empty()) return {};
+  // It may be this that fills the memory, which is then written out. Until then the index goes on without a byte of
+  // space: what was acknowledged can be listed and read.
+  if (!impl_->has_room()) TIDEMARK_TRY(impl_->check_space());
   return Applier(*impl_).apply(commits);
 }
 

@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "base/check.h"
+#include "base/marks.h"
 #include "storage/epoch_progress.h"
 #include "storage/index_impl.h"
 
@@ -11,10 +12,6 @@ namespace tidemark::storage {
 namespace {
 
 constexpr std::size_t kBatchBytes = 1 << 20;
-
-std::string encode_count(std::uint64_t value) {
-  return std::string(keys::Key(keys::Tag::mark).u64(value).view().substr(1));
-}
 
 }  // namespace
 
@@ -41,7 +38,7 @@ Result<RegionHistory> Index::history(const MachineId& machine, VolumeId volume, 
   for (it->Seek(slice(keys::delta(volume, region, through))); it->Valid(); it->Next()) {
     keys::DeltaKey key;
     if (!keys::parse_delta(it->key().ToStringView(), key)) {
-      return fail(Code::corrupt, impl_->directory, "the index has a delta with a damaged key");
+      return impl_->damaged("the index has a delta with a damaged key");
     }
     history.keys.push_back(key.lsn);
     if (is_aborted(found ? found->aborted.get() : nullptr, key.lsn)) continue;
@@ -56,17 +53,17 @@ Result<RegionHistory> Index::history(const MachineId& machine, VolumeId volume, 
 
 Status Index::change(std::span<const RegionChange> changes, std::span<const SegmentId> added, bool last) {
   rocksdb::WriteBatch batch;
-  std::map<SegmentId, std::int64_t> counts;
+  CountChanges counts;
   rocksdb::Status status;
   const auto note = [&](const rocksdb::Status& one) {
     if (status.ok()) status = one;
   };
-  for (const SegmentId segment : added) counts[segment] += 0;
+  for (const SegmentId segment : added) counts.live[segment] += 0;
   Delta delta;
   const auto count = [&](std::string_view value, const keys::DeltaKey& key, int sign) -> Status {
     for (std::string_view rest = value; !rest.empty();) {
       TIDEMARK_TRY(impl_->take(rest, key, delta));
-      counts[delta.segment] += sign * static_cast<std::int64_t>(delta.extents.size());
+      counts.add(key.volume, delta, sign);
     }
     return {};
   };
@@ -86,19 +83,16 @@ Status Index::change(std::span<const RegionChange> changes, std::span<const Segm
       note(batch.Put(slice(keys::delta(change.volume, change.region, entry.key)), slice(entry.value)));
     }
   }
-  std::map<SegmentId, std::uint64_t> live;
-  for (const auto& [segment, difference] : counts) {
-    const auto known = impl_->live.find(segment);
-    const std::uint64_t before = known == impl_->live.end() ? 0 : known->second;
-    TIDEMARK_CHECK(difference >= 0 || before >= static_cast<std::uint64_t>(-difference));
-    live[segment] = before + static_cast<std::uint64_t>(difference);
-    note(batch.Put(slice(keys::live(segment)), encode_count(live[segment])));
-  }
+  const Counts after = impl_->after(counts);
+  note(Impl::put(after, batch));
+  std::set<VolumeId> volumes;
+  for (const RegionChange& change : changes) volumes.insert(change.volume);
+  const PlaceVersions::Change changing(impl_->places, std::move(volumes));
   if (status.ok()) status = impl_->db->Write(write_options(), &batch);
   if (!status.ok()) return impl_->error(status, "be written");
   const std::unique_lock lock(impl_->mutex);
-  for (const auto& [segment, references] : live) {
-    impl_->live[segment] = references;
+  impl_->take(after);
+  for (const auto& [segment, references] : after.live) {
     if (references != 0) std::erase(impl_->unreferenced, segment);
   }
   if (last) {
@@ -133,7 +127,8 @@ Status Index::add_cold(SegmentId segment, std::span<const ColdExtent> extents) {
     return std::pair(key_of(*a), a->extent.first) < std::pair(key_of(*b), b->extent.first);
   });
   rocksdb::WriteBatch batch;
-  std::uint64_t references = 0;
+  CountChanges counts;
+  counts.live[segment] += 0;
   std::string value;
   Delta delta;
   for (std::size_t i = 0; i < sorted.size();) {
@@ -149,6 +144,7 @@ Status Index::add_cold(SegmentId segment, std::span<const ColdExtent> extents) {
     Delta known;
     for (std::string_view rest = value; !rest.empty();) {
       TIDEMARK_TRY(impl_->take(rest, at, known));
+      leave_mark(Mark::moved_twice);
       std::erase_if(delta.extents, [&](const DeltaExtent& extent) {
         return std::ranges::any_of(known.extents, [&](const DeltaExtent& other) {
           return other.first <= extent.first && extent.first + extent.count <= other.first + other.count;
@@ -156,19 +152,41 @@ Status Index::add_cold(SegmentId segment, std::span<const ColdExtent> extents) {
       });
     }
     if (delta.extents.empty()) continue;
-    references += delta.extents.size();
+    counts.add(at.volume, delta, 1);
     append_delta(delta, at.lsn, value);
     status = impl_->db->Put(write_options(), slice(key), value);
     if (!status.ok()) return impl_->error(status, "be written");
   }
-  const rocksdb::Status status = impl_->db->Put(write_options(), slice(keys::live(segment)), encode_count(references));
+  const Counts after = impl_->after(counts);
+  rocksdb::Status status = Impl::put(after, batch);
+  if (status.ok()) status = impl_->db->Write(write_options(), &batch);
   if (!status.ok()) return impl_->error(status, "be written");
   const std::unique_lock lock(impl_->mutex);
-  impl_->live[segment] = references;
+  impl_->take(after);
+  return {};
+}
+
+// Blocks can be there without their epoch's begin only when the epoch ended, and the log tells how.
+Status Index::Impl::check_ends() const {
+  for (const auto& [id, epochs] : without_begin) {
+    const auto machine = machines.find(id);
+    if (machine == machines.end() || machine->second.record->removed()) continue;
+    const auto& [record, open, newest, aborted, homes, removing] = machine->second;
+    for (const auto& [epoch, lsn] : epochs) {
+      const bool is_open = open && open->number() == epoch.value();
+      if (is_open || (newest && newest->number() >= epoch.value()) || is_aborted(aborted.get(), lsn)) continue;
+      return fail(Code::corrupt, "machine " + record->name(),
+                  "the log has blocks of its epoch " + std::to_string(epoch.value()) +
+                      ", and neither the epoch's begin nor its end: what was acknowledged is missing",
+                  "restore the partition's directory from a copy; nothing of the log was changed");
+    }
+  }
   return {};
 }
 
 Status Index::end_rebuild() {
+  TIDEMARK_TRY(impl_->check_ends());
+  impl_->without_begin.clear();
   // Volumes that no machine has: of machines that were removed, from segments that were about to go.
   std::vector<VolumeId> known;
   for (const auto& [id, machine] : impl_->machines) {
@@ -181,7 +199,7 @@ Status Index::end_rebuild() {
   const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(options));
   rocksdb::WriteBatch batch;
   rocksdb::Status status;
-  std::map<SegmentId, std::uint64_t> gone;
+  CountChanges gone;
   Delta delta;
   keys::DeltaKey key;
   it->Seek(slice(keys::Key(keys::Tag::delta)));
@@ -192,7 +210,7 @@ Status Index::end_rebuild() {
     }
     for (std::string_view rest = it->value().ToStringView(); !rest.empty();) {
       TIDEMARK_TRY(impl_->take(rest, key, delta));
-      gone[delta.segment] += delta.extents.size();
+      gone.add(key.volume, delta, -1);
     }
     status = batch.Delete(it->key());
     if (status.ok() && batch.GetDataSize() > kBatchBytes) {
@@ -203,11 +221,9 @@ Status Index::end_rebuild() {
   }
   if (status.ok()) status = it->status();
   const std::unique_lock lock(impl_->mutex);
-  for (const auto& [segment, references] : gone) {
-    TIDEMARK_CHECK(impl_->live[segment] >= references);
-    impl_->live[segment] -= references;
-    if (status.ok()) status = batch.Put(slice(keys::live(segment)), encode_count(impl_->live[segment]));
-  }
+  const Counts after = impl_->after(gone);
+  impl_->take(after);
+  if (status.ok()) status = Impl::put(after, batch);
   if (status.ok()) status = batch.Delete(slice(keys::Key(keys::Tag::rebuilding)));
   if (status.ok()) status = impl_->db->Write(write_options(), &batch);
   if (!status.ok()) return impl_->error(status, "be written");

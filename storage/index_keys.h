@@ -16,8 +16,11 @@ namespace tidemark::storage::keys {
 enum class Tag : std::uint8_t {
   mark = 0x01,
   rebuilding = 0x02,
+  layout = 0x03,
   delta = 0x10,
   live = 0x20,
+  stored = 0x21,
+  kept = 0x22,
   epoch = 0x30,
   open_epoch = 0x31,
   aborted = 0x32,
@@ -62,6 +65,8 @@ inline Key mark() { return Key(Tag::mark); }
 inline Key region(VolumeId volume, std::uint32_t number) { return Key(Tag::delta).u32(volume.value()).u32(number); }
 inline Key delta(VolumeId volume, std::uint32_t number, Lsn lsn) { return region(volume, number).u64(~lsn.value()); }
 inline Key live(SegmentId segment) { return Key(Tag::live).u64(segment.value()); }
+inline Key stored(VolumeId volume) { return Key(Tag::stored).u32(volume.value()); }
+inline Key kept(SegmentId segment) { return Key(Tag::kept).u64(segment.value()); }
 inline Key epoch(const MachineId& id, EpochNumber number) { return Key(Tag::epoch).machine(id).u64(~number.value()); }
 inline Key of_machine(Tag tag, const MachineId& id) { return Key(tag).machine(id); }
 
@@ -78,6 +83,9 @@ inline bool parse_delta(std::string_view key, DeltaKey& to) {
   to.lsn = Lsn(~read_big_endian(key.substr(9, 8)));
   return true;
 }
+
+// The value of a count.
+inline std::string encode_count(std::uint64_t value) { return std::string(Key(Tag::mark).u64(value).view().substr(1)); }
 
 std::string encode_mark(const LogMark& mark);
 Result<LogMark> decode_mark(std::string_view bytes);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 
+#include "base/no_blocking.h"
 #include "base/planted.h"
 #include "storage/extent_codec.h"
 #include "storage/index_impl.h"
@@ -54,6 +55,7 @@ class RegionOverlay {
       found.offset = extent->offset;
       found.stored_size = extent->stored_size;
       found.epoch = delta.epoch;
+      found.sealed = extent->sealed;
     }
   }
 
@@ -99,6 +101,7 @@ Result<std::vector<Extent>> Index::lookup(const MachineId& machine, VolumeId vol
   } else {
     options.total_order_seek = true;
   }
+  about_to_block("look up extents");
   const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(options));
   RegionOverlay overlay;
   Delta delta;
@@ -106,7 +109,7 @@ Result<std::vector<Extent>> Index::lookup(const MachineId& machine, VolumeId vol
   while (it->Valid()) {
     keys::DeltaKey key;
     if (!keys::parse_delta(it->key().ToStringView(), key)) {
-      return fail(Code::corrupt, impl_->directory, "the index has a delta with a damaged key");
+      return impl_->damaged("the index has a delta with a damaged key");
     }
     if (key.lsn > as_of) {  // came from the region before: this one's newer records are passed over
       it->Seek(slice(keys::delta(volume, key.region, as_of)));
@@ -128,7 +131,7 @@ Result<std::vector<Extent>> Index::lookup(const MachineId& machine, VolumeId vol
       it->Next();
       if (!it->Valid()) break;
       if (!keys::parse_delta(it->key().ToStringView(), key)) {
-        return fail(Code::corrupt, impl_->directory, "the index has a delta with a damaged key");
+        return impl_->damaged("the index has a delta with a damaged key");
       }
       if (key.region != region) break;
     }
@@ -145,6 +148,8 @@ Result<std::vector<Extent>> Index::lookup(const MachineId& machine, VolumeId vol
   return extents;
 }
 
+const PlaceVersions& Index::places() const { return impl_->places; }
+
 Result<std::vector<std::uint32_t>> Index::regions(VolumeId volume, std::uint32_t from, std::size_t limit) const {
   std::vector<std::uint32_t> regions;
   const auto prefix = keys::Key(keys::Tag::delta).u32(volume.value());
@@ -153,18 +158,68 @@ Result<std::vector<std::uint32_t>> Index::regions(VolumeId volume, std::uint32_t
   rocksdb::ReadOptions options;
   options.total_order_seek = true;
   options.iterate_upper_bound = &upper;
+  about_to_block("look up extents");
   const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(options));
   it->Seek(slice(keys::region(volume, from)));
   while (it->Valid() && regions.size() < limit) {
     keys::DeltaKey key;
     if (!keys::parse_delta(it->key().ToStringView(), key)) {
-      return fail(Code::corrupt, impl_->directory, "the index has a delta with a damaged key");
+      return impl_->damaged("the index has a delta with a damaged key");
     }
     regions.push_back(key.region);
     it->Seek(slice(keys::region(volume, key.region + 1)));
   }
   if (!it->status().ok()) return impl_->error(it->status(), "be read");
   return regions;
+}
+
+Result<std::optional<WrittenRegion>> Index::written(const MachineId& machine, VolumeId volume, Lsn after, Lsn upto,
+                                                    std::uint32_t from) const {
+  const auto found = impl_->find(machine);
+  const auto prefix = keys::Key(keys::Tag::delta).u32(volume.value());
+  const std::string bound = after_prefix(prefix.view());
+  const rocksdb::Slice upper(bound);
+  rocksdb::ReadOptions options;
+  options.total_order_seek = true;
+  options.iterate_upper_bound = &upper;
+  about_to_block("look up extents");
+  const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(options));
+  WrittenRegion written;
+  Delta delta;
+  it->Seek(slice(keys::delta(volume, from, upto)));
+  while (it->Valid()) {
+    keys::DeltaKey key;
+    if (!keys::parse_delta(it->key().ToStringView(), key)) {
+      return impl_->damaged("the index has a delta with a damaged key");
+    }
+    if (key.region != written.region && written.granules.any()) break;
+    written.region = key.region;
+    if (key.lsn > upto) {
+      it->Seek(slice(keys::delta(volume, key.region, upto)));
+      continue;
+    }
+    if (key.lsn <= after) {  // and so are all that follow in this region
+      if (written.granules.any()) break;
+      it->Seek(slice(keys::delta(volume, key.region + 1, upto)));
+      continue;
+    }
+    if (!is_aborted(found ? found->aborted.get() : nullptr, key.lsn)) {
+      for (std::string_view rest = it->value().ToStringView(); !rest.empty();) {
+        TIDEMARK_TRY(impl_->take(rest, key, delta));
+        if (delta.lsn <= after) break;
+        for (const DeltaExtent& extent : delta.extents)
+          for (std::uint32_t i = 0; i < extent.count; ++i) written.granules.set(extent.first + i);
+      }
+    }
+    it->Next();
+  }
+  if (!it->status().ok()) return impl_->error(it->status(), "be read");
+  const auto still = impl_->find(machine);
+  if (!still || still->removing || still->record->removed()) {
+    return fail(Code::not_found, "machine " + machine.to_string(), "it was removed, and its volumes with it");
+  }
+  if (written.granules.none()) return std::nullopt;
+  return written;
 }
 
 }  // namespace tidemark::storage

@@ -1,5 +1,6 @@
 #include "storage/indexer.h"
 
+#include <pthread.h>
 #include <spdlog/spdlog.h>
 
 namespace tidemark::storage {
@@ -12,7 +13,9 @@ constexpr std::uint64_t kBatchLogBytes = 32 << 20;  // applied at once: bounds t
 }  // namespace
 
 Indexer::Indexer(Index& index, Options options, std::function<void()> housekeeping)
-    : index_(index), options_(options), housekeeping_(std::move(housekeeping)), indexed_lsn_(index.mark().lsn) {
+    : index_(index), options_(options), housekeeping_(std::move(housekeeping)), indexed_lsn_(index.mark().lsn) {}
+
+void Indexer::start() {
   if (options_.background) thread_ = std::thread([this] { run(); });
 }
 
@@ -104,6 +107,7 @@ Status Indexer::close() {
 }
 
 void Indexer::run() {
+  ::pthread_setname_np(::pthread_self(), "tm-index");
   for (auto next_tick = std::chrono::steady_clock::now();;) {
     bool failing = false;
     {

@@ -32,6 +32,8 @@ class Indexer {
   // `housekeeping` is called on the same thread about every second, and after each flush.
   Indexer(Index& index, Options options, std::function<void()> housekeeping);
   ~Indexer();  // stops without a flush
+  // Once all is there that housekeeping needs. What is pushed or called before waits for it.
+  void start();
   Indexer(const Indexer&) = delete;
   Indexer& operator=(const Indexer&) = delete;
 

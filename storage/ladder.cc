@@ -24,10 +24,10 @@ std::string duration_text(std::uint64_t seconds) {
   return fmt::format("{}s", seconds);
 }
 
-// Of arrivals before 1970 too: a broken clock is no reason to fail.
-std::int64_t bucket_of(WallMicros arrival_us, std::uint64_t every_s) {
+// Of times before 1970 too: a broken clock is no reason to fail.
+std::int64_t bucket_of(WallMicros time_us, std::uint64_t every_s) {
   const WallMicros every = micros(every_s);
-  return arrival_us >= 0 ? arrival_us / every : (arrival_us + 1) / every - 1;
+  return time_us >= 0 ? time_us / every : (time_us + 1) / every - 1;
 }
 
 // One look at a machine's epochs.
@@ -48,15 +48,21 @@ class Look {
     }
     for (std::size_t i = epochs.size(); i-- > 0 && !newest_point_;)
       if (epochs[i].point) newest_point_ = i;
-    if (newest_point_) points_until_ = std::min(now_us, epochs[*newest_point_].arrival_us);
-    if (!epochs.empty()) epochs_until_ = std::min(now_us, epochs.back().arrival_us);
+    const auto until = [&](const LadderEpoch& newest) {
+      return std::min({now_us, newest.arrival_us, newest.rung_us()});
+    };
+    if (newest_point_) points_until_ = until(epochs[*newest_point_]);
+    if (!epochs.empty()) epochs_until_ = until(epochs.back());
   }
 
   // Tells every hold there is.
   template <typename Tell>  // (index, Hold)
   void tell(const Tell& tell) {
     if (epochs_.empty()) return;
+    std::vector<bool> unchecked(
+        epochs_.size());  // kept as the newest that is verified, and for nothing else that matters
     const auto guard = [&](std::size_t i, const Hold& hold) {
+      unchecked[i] = hold.kind == Hold::Kind::newest_verified && !protected_[i];
       protected_[i] = true;
       tell(i, hold);
     };
@@ -80,6 +86,8 @@ class Look {
         if (at) due(removal.effective_us());
       } else if (at && !protected_[*at]) {
         removed_[*at] = true;
+      } else if (at && unchecked[*at]) {
+        waits_for_check_ = true;
       }
     }
     by_ladder(ladder_of(record_), 0, tell);
@@ -91,6 +99,7 @@ class Look {
   }
 
   std::optional<WallMicros> next_due_us() const { return next_due_; }
+  bool waits_for_check() const { return waits_for_check_; }
 
  private:
   std::optional<std::size_t> find(EpochNumber number) const {
@@ -124,7 +133,7 @@ class Look {
     std::uint64_t left = rung.points();
     std::optional<std::size_t> candidate;
     const auto take = [&] {
-      const std::int64_t bucket = bucket_of(epochs_[*candidate].arrival_us, rung.every_s);
+      const std::int64_t bucket = bucket_of(epochs_[*candidate].rung_us(), rung.every_s);
       const auto last = static_cast<std::int64_t>(rung.points());
       tell(*candidate, Hold{.kind = Hold::Kind::rung,
                             .every_s = rung.every_s,
@@ -135,7 +144,7 @@ class Look {
     for (std::size_t i = epochs_.size(); i-- > 0 && left > 0;) {
       if (!epochs_[i].point || removed_[i]) continue;
       if (candidate &&
-          bucket_of(epochs_[i].arrival_us, rung.every_s) != bucket_of(epochs_[*candidate].arrival_us, rung.every_s))
+          bucket_of(epochs_[i].rung_us(), rung.every_s) != bucket_of(epochs_[*candidate].rung_us(), rung.every_s))
         take();
       candidate = i;
     }
@@ -153,6 +162,7 @@ class Look {
   WallMicros points_until_ = std::numeric_limits<WallMicros>::min();  // to when ages count
   WallMicros epochs_until_ = std::numeric_limits<WallMicros>::min();
   std::optional<WallMicros> next_due_;
+  bool waits_for_check_ = false;
 };
 
 }  // namespace
@@ -267,20 +277,44 @@ Status set_ladder(pb::MachineRecord& record, const Ladder& ladder, WallMicros no
 
 LadderEpoch ladder_epoch(const pb::EpochEntry& entry) {
   constexpr WallMicros kFar = std::numeric_limits<WallMicros>::max() / 4;  // so that sums cannot overflow
-  return {EpochNumber(entry.number()), std::clamp(entry.arrival_us(), -kFar, kFar), entry.consistency() != kFuzzy};
+  return {EpochNumber(entry.number()), std::clamp(entry.arrival_us(), -kFar, kFar), entry.consistency() != kFuzzy,
+          std::clamp(entry.rung_offset_us(), -kFar, kFar)};
+}
+
+void guard_newest_verified(Guards& guards, std::span<const pb::EpochEntry> epochs) {
+  guards.newest_verified.reset();
+  guards.unread = false;
+  for (const pb::EpochEntry& epoch : epochs) {
+    if (epoch.number() == 0 || !ladder_epoch(epoch).point) continue;  // 0: what a clone stands on
+    if (epoch.verified() || epoch.was_verified()) {
+      guards.newest_verified = std::max(guards.newest_verified.value_or(EpochNumber()), EpochNumber(epoch.number()));
+    } else if (!epoch.damaged()) {
+      guards.unread = true;
+    }
+  }
+  if (guards.newest_verified) guards.unread = false;
 }
 
 Decision decide(std::span<const LadderEpoch> epochs, const pb::MachineRecord& record, const Guards& guards,
                 WallMicros now_us) {
   Decision decision;
+  if (guards.unread) {
+    for (const LadderEpoch& epoch : epochs) decision.keep.push_back(epoch.number);
+    decision.waits_for_check = true;
+    return decision;
+  }
   std::vector<LadderEpoch> left(epochs.begin(), epochs.end());
   // Again as long as something goes: without points that stood between them, buckets of a clock that was set back can
   // become one.
   while (true) {
     Look look(left, record, guards, now_us);
-    std::vector<bool> held(left.size());
-    look.tell([&](std::size_t i, const Hold&) { held[i] = true; });
+    std::vector<bool> held(left.size()), held_otherwise(left.size());
+    look.tell([&](std::size_t i, const Hold& hold) {
+      held[i] = true;
+      if (hold.kind != Hold::Kind::newest_verified) held_otherwise[i] = true;
+    });
     decision.next_due_us = look.next_due_us();
+    decision.waits_for_check = look.waits_for_check() || held != held_otherwise;
     std::vector<LadderEpoch> stay;
     for (std::size_t i = 0; i < left.size(); ++i) {
       if (held[i]) {

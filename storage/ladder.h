@@ -12,20 +12,21 @@
 // Rungs count buckets, not days, and that is on purpose. For a machine that makes points all the time it is the same.
 // But a machine that died, slept for a month, or came back with a wrecked disk keeps what it had, until as many newer
 // hours and days took its place; and a clock that leaps by years begins one bucket, and costs one point a rung, the
-// oldest.
+// oldest. Which bucket a point is in goes by a clock that leaps neither way before the leap has lasted
+// (storage/retention.h): what that was ahead of the arrival is the point's rung offset.
 //
-// Whether a bucket is a new one is seen by comparing a point with the point before it, in order of number: arrival
-// times of a clock that was set back and forth make more buckets then, never fewer.
+// Whether a bucket is a new one is seen by comparing a point with the point before it, in order of number: times of a
+// clock that was set back and forth make more buckets then, never fewer.
 //
 // The age of an epoch, for the dense window, is counted
-//   to    the arrival of the machine's newest point (for fuzzy epochs: of its newest epoch), but not beyond `now_us`:
-//         whoever sends nothing loses nothing, and has nothing that must be looked at
+//   to    the arrival of the machine's newest point (for fuzzy epochs: of its newest epoch), by the clock that had it
+//         earlier, but not beyond `now_us`: whoever sends nothing loses nothing, and has nothing that must be looked at
 //   from  its arrival; but where that is later than `now_us` (the clock was ahead when it came, and was set back), from
 //         the arrival of the next epoch that is not
 // `now_us` must come from a clock that does not leap ahead: storage/retention.h has the rule. With a clock that went
 // back everything is younger, and nothing is dropped.
 //
-// An epoch that was dropped does not come back: with arrivals that never go back, what decide() keeps of what is left
+// An epoch that was dropped does not come back: with times that never go back, what decide() keeps of what is left
 // is what it would keep of everything that ever was.
 #pragma once
 
@@ -85,6 +86,8 @@ struct LadderEpoch {
   EpochNumber number;
   WallMicros arrival_us = 0;
   bool point = false;  // not fuzzy
+  WallMicros rung_offset_us = 0;
+  WallMicros rung_us() const { return arrival_us + rung_offset_us; }
 };
 LadderEpoch ladder_epoch(const pb::EpochEntry& entry);
 
@@ -92,7 +95,10 @@ LadderEpoch ladder_epoch(const pb::EpochEntry& entry);
 struct Guards {
   std::vector<EpochNumber> in_use;  // by clones, exports, running reads
   std::optional<EpochNumber> newest_verified;
+  bool unread = false;  // which one that is cannot be said before the points were read: nothing goes until then
 };
+// `epochs`: as they are told to who asks. Where there is reason to read everything again, what was verified counts.
+void guard_newest_verified(Guards& guards, std::span<const pb::EpochEntry> epochs);
 
 struct Hold {
   enum class Kind : std::uint8_t { dense, rung, pin, in_use, newest_point, newest_verified, newest_epoch };
@@ -109,6 +115,8 @@ struct Decision {
   std::vector<EpochNumber> keep, drop;  // ascending; together all that were given
   // Nothing will be dropped before, as long as no epoch comes and record and guards stay the same. Absent: never.
   std::optional<WallMicros> next_due_us;
+  // One is kept only because nothing newer is verified yet. That changes without an event: look again soon.
+  bool waits_for_check = false;
 };
 
 // `epochs`: all committed ones of a machine, ascending. Only ladder, pins and removals of the record count.

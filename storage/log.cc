@@ -11,12 +11,14 @@
 #include "storage/log.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
 
 #include "base/check.h"
+#include "base/marks.h"
 #include "base/planted.h"
 #include "storage/segment_keeper.h"
 
@@ -29,6 +31,10 @@ using std::chrono::steady_clock;
 // What the loop itself adds to a write's latency before the next commit can follow (measured).
 constexpr microseconds kTurnaround{1400};
 constexpr microseconds kRateWindow{20'000};
+
+// Commits of this size on average take about as long in a segment that was only allocated; see SegmentKeeper.
+constexpr std::uint64_t kLargeCommit = 64_KiB;
+constexpr std::uint64_t kSizesAveraged = 16;
 
 // The end of the chain: the next commit's predecessor.
 struct ChainEnd {
@@ -108,7 +114,10 @@ struct Log::Impl {
     if (free.empty()) return nullptr;
     Commit* const commit = free.back();
     free.pop_back();
-    if (!commit->buffer) commit->buffer = AlignedBuffer(capacity);
+    if (!commit->buffer) {
+      commit->buffer = AlignedBuffer(capacity);
+      counters.buffer_bytes += capacity;
+    }
     commit->info = CommitInfo{};
     commit->info.first_lsn = next_lsn;
     commit->placed_at = 0;
@@ -132,11 +141,12 @@ struct Log::Impl {
 
   bool gathered() const { return open != nullptr && !open->table.empty(); }
 
-  Result<Lsn> append(RecordType type, const MachineId& machine, DiskId disk, std::span<const std::byte> payload) {
+  // `write` puts the payload where it is to stand.
+  Result<Lsn> append(RecordInfo record, std::size_t size, const std::function<void(std::span<std::byte>)>& write) {
     if (error) return std::unexpected(*error);
-    if (commit_size(payload.size(), 1) > capacity)
+    if (commit_size(size, 1) > capacity)
       return fail(Code::invalid_argument, "record", "is longer than a commit can be");
-    if (open != nullptr && !fits(*open, payload.size())) {
+    if (open != nullptr && !fits(*open, size)) {
       close();
       pump();
     }
@@ -144,24 +154,22 @@ struct Log::Impl {
     if (open == nullptr) return fail(Code::busy, "log", "has no room until a write completes");
 
     Commit& commit = *open;
-    RecordInfo record;
     record.lsn = next_lsn;
-    record.type = type;
-    record.machine = machine;
-    record.disk = disk;
-    const std::size_t at = sizeof(CommitHeader) + commit.payload_size;
-    TIDEMARK_TRY(add_record(std::move(record), payload, at, commit.info, commit.headers));
-    std::memcpy(commit.buffer.data() + at, payload.data(), payload.size());
     RecordEntry entry{};
-    std::memcpy(entry.machine, machine.bytes().data(), MachineId::kSize);
-    entry.payload_size = static_cast<std::uint32_t>(payload.size());
-    entry.disk = disk.value();
-    entry.type = static_cast<std::uint8_t>(type);
+    std::memcpy(entry.machine, record.machine.bytes().data(), MachineId::kSize);
+    entry.payload_size = static_cast<std::uint32_t>(size);
+    entry.disk = record.disk.value();
+    entry.type = static_cast<std::uint8_t>(record.type);
+    entry.flags = record.sealed ? kSealedRecord : std::uint8_t{0};
+    const std::size_t at = sizeof(CommitHeader) + commit.payload_size;
+    const std::span<std::byte> payload = commit.buffer.span().subspan(at, size);
+    write(payload);
+    TIDEMARK_TRY(add_record(std::move(record), payload, at, commit.info, commit.headers));
     commit.table.push_back(entry);
     commit.payload_size += entry.payload_size;
     next_lsn = next_lsn.next();
     ++counters.records;
-    counters.payload_bytes += payload.size();
+    counters.payload_bytes += size;
     const Lsn lsn(next_lsn.value() - 1);
     if (commit_size(commit.payload_size, commit.table.size()) >= limits::kCommitSizeTarget) {
       close_wanted = true;
@@ -170,17 +178,36 @@ struct Log::Impl {
     return lsn;
   }
 
+  // A payload that does not fit what is left of one commit goes to the next: leave that much out of each.
+  std::size_t room_of_a_commit() const {
+    return capacity - std::min<std::size_t>(capacity / 4, limits::kFramePayloadMax) - 2 * limits::kIoAlignment;
+  }
+
   std::size_t room() const {
     if (error) return 0;
-    // A payload that does not fit what is left of one commit goes to the next: leave that much out of each.
-    const std::size_t per_commit =
-        capacity - std::min<std::size_t>(capacity / 4, limits::kFramePayloadMax) - 2 * limits::kIoAlignment;
-    std::size_t bytes = free.size() * per_commit;
+    std::size_t bytes = free.size() * room_of_a_commit();
     if (open != nullptr && open->table.size() < limits::kRecordsPerCommitMax / 2) {
       const std::size_t used = commit_size(open->payload_size, open->table.size()) + 2 * limits::kIoAlignment;
       if (used < capacity && free.empty()) bytes += capacity - used;
     }
     return bytes;
+  }
+
+  void count_shape(std::uint64_t size, std::size_t records) {
+    const auto bucket = [](std::uint64_t value, std::uint64_t least, std::size_t buckets) {
+      const std::uint64_t times = (value + least - 1) / least;  // rounded up
+      return std::min<std::size_t>(times <= 1 ? 0 : static_cast<std::size_t>(std::bit_width(times - 1)), buckets - 1);
+    };
+    ++counters.sizes[bucket(size, Counters::kSizeLeast, counters.sizes.size())];
+    ++counters.gathered[bucket(records, 1, counters.gathered.size())];
+  }
+
+  // Tells the keeper when commits have become large, or small again.
+  void note_size(const Commit& commit, std::uint64_t size) {
+    if (commit.table.empty()) return;
+    average_size = average_size - average_size / kSizesAveraged + size / kSizesAveraged;
+    const bool now_large = average_size >= (large ? kLargeCommit / 2 : kLargeCommit);
+    if (now_large != large) segments.expect_large_commits(large = now_large);
   }
 
   // --- launching ---
@@ -274,6 +301,7 @@ struct Log::Impl {
 
     chain = {info.segment, end + size, info.checksum};
     end += size;
+    note_size(commit, size);
     commit.done = commit.good = false;
     commit.launched = clock.monotonic();
     if (flying.empty()) {
@@ -284,6 +312,8 @@ struct Log::Impl {
     ++writes_in_flight;
     ++counters.commits;
     counters.written_bytes += size;
+    counters.commit_bytes += size;
+    count_shape(size, commit.table.size());
     if (commit.rewritten) ++counters.rewritten;
     queue.write_durable(segment->file(), info.offset, commit.buffer.span().first(size), commit);
     if (planted(Planted::ack_before_durable) && !commit.reported) {
@@ -360,6 +390,7 @@ struct Log::Impl {
   // Nothing is in flight. Everything not reported goes to a fresh segment behind the last durable commit, once.
   void rewrite_or_stop() {
     const Error why = *std::exchange(failure, std::nullopt);
+    leave_mark(failed_before ? Mark::log_stopped : Mark::log_rewritten);
     if (failed_before) {
       error = why;
       error->what += "; it was the second failure in a row, the log has stopped";
@@ -448,6 +479,8 @@ struct Log::Impl {
   std::uint64_t end = 0;  // in it
   HeaderWrite header_write{*this};
   bool header_flying = false;
+  std::uint64_t average_size = 0;  // of the last commits
+  bool large = false;              // they are, as the keeper was told
 
   std::size_t writes_in_flight = 0;
   std::optional<Error> failure;  // a write failed; waiting for the others to come back
@@ -469,14 +502,35 @@ Log::Log(LogOptions options, IoQueue& queue, SegmentKeeper& segments, const Cloc
 Log::~Log() = default;
 
 Result<Lsn> Log::append(RecordType type, const MachineId& machine, DiskId disk, std::span<const std::byte> payload) {
-  return impl_->append(type, machine, disk, payload);
+  RecordInfo record;
+  record.type = type;
+  record.machine = machine;
+  record.disk = disk;
+  return impl_->append(std::move(record), payload.size(), [&](std::span<std::byte> to) {
+    // std::ranges::copy goes byte by byte here (gcc 12).
+    if (!payload.empty()) std::memcpy(to.data(), payload.data(), payload.size());
+  });
+}
+Result<Lsn> Log::append_sealed(const MachineId& machine, DiskId disk, std::size_t size,
+                               const std::function<void(std::span<std::byte>)>& write) {
+  RecordInfo record;
+  record.type = RecordType::blocks;
+  record.machine = machine;
+  record.disk = disk;
+  record.sealed = true;
+  return impl_->append(std::move(record), size, write);
 }
 std::size_t Log::room() const { return impl_->room(); }
+std::size_t Log::room_max() const { return (limits::kCommitBuffers - 1) * impl_->room_of_a_commit(); }
 void Log::end_turn() { impl_->end_turn(); }
 void Log::on_idle() { impl_->on_idle(); }
 Lsn Log::last_lsn() const { return Lsn(impl_->next_lsn.value() - 1); }
 Lsn Log::durable_lsn() const { return impl_->durable; }
 bool Log::stopped() const { return impl_->error.has_value(); }
-const Log::Counters& Log::counters() const { return impl_->counters; }
+bool Log::quiet() const { return impl_->writes_in_flight == 0; }
+const Log::Counters& Log::counters() const {
+  impl_->counters.in_flight = static_cast<std::uint32_t>(impl_->flying.size());
+  return impl_->counters;
+}
 
 }  // namespace tidemark::storage

@@ -11,6 +11,7 @@
 // error.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -23,6 +24,7 @@
 #include "base/aligned_buffer.h"
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/limits.h"
 #include "base/status.h"
 #include "storage/commit_info.h"
 #include "storage/file.h"
@@ -46,7 +48,7 @@ struct LogTail {
   std::uint64_t last_checksum = 0;
   SegmentId last_segment;  // the log goes on in a new segment after it, never behind a recovered tail
   std::uint64_t last_segment_end = 0;
-  Lsn stated_lsn;  // what the disk says is durable; on_idle() says last_lsn when this is behind
+  Lsn stated_lsn;  // what the log says is durable; on_idle() says last_lsn when this is behind
 };
 
 class Log {
@@ -70,8 +72,14 @@ class Log {
   // ready: call again after on_durable (or SegmentKeeper's notice). Any other error: the log has stopped.
   Result<Lsn> append(RecordType type, const MachineId& machine, DiskId disk, std::span<const std::byte> payload);
 
+  // The same for blocks that are sealed where they are to stand: `write` is called once, when the record is taken, and
+  // fills all of `size` bytes (kSealedRecord of storage/log_format.h).
+  Result<Lsn> append_sealed(const MachineId& machine, DiskId disk, std::size_t size,
+                            const std::function<void(std::span<std::byte>)>& write);
+
   // How many payload bytes append() would take now without Code::busy; cautious: for records of 256 bytes and more.
   std::size_t room() const;
+  std::size_t room_max() const;  // of an empty log
 
   // Once per turn of the loop, and after SegmentKeeper's notice: closes the open commit and queues its write; while the
   // most commits are in flight it goes on gathering instead, and follows by itself. The caller submits the queue, after
@@ -83,12 +91,20 @@ class Log {
   Lsn last_lsn() const;  // appended
   Lsn durable_lsn() const;
   bool stopped() const;
+  bool quiet() const;  // no write is under way
 
   struct Counters {
     std::uint64_t commits = 0, records = 0, payload_bytes = 0, written_bytes = 0, segments = 0, rewritten = 0;
+    std::uint64_t commit_bytes = 0;  // of the written: without the segments' headers
     std::uint64_t write_us_total = 0, write_us_max = 0;
     std::uint64_t failures = 0;          // failed writes that were followed by a fresh segment
     std::uint32_t in_flight_target = 0;  // commits that may be in flight now
+    std::uint32_t in_flight = 0;         // that are
+    std::uint64_t buffer_bytes = 0;      // of the commit buffers that were made so far
+    // How many commits had up to kSizeLeast << i bytes, and up to 1 << i records; the last of each: all above.
+    static constexpr std::uint64_t kSizeLeast = limits::kIoAlignment;
+    std::array<std::uint64_t, 13> sizes{};
+    std::array<std::uint64_t, 15> gathered{};
   };
   const Counters& counters() const;
 

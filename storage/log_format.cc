@@ -44,10 +44,14 @@ MachineId machine_of(const RecordEntry& entry) {
   return MachineId(bytes);
 }
 
+std::span<const std::byte> blocks_of(const RecordInfo& record, std::span<const std::byte> payload) {
+  return payload.subspan(record.sealed ? kSealedSumSize : 0);
+}
+
 // Blocks whose bytes are not what their header says, of the record added last.
 Status find_damage(const RecordInfo& record, std::uint32_t record_number, std::span<const std::byte> payload,
                    std::vector<ParsedCommit::Damage>& damaged) {
-  wire::BlockReader reader(payload);
+  wire::BlockReader reader(blocks_of(record, payload), wire::BlockReader::Kind::stored);
   wire::BlockReader::Block block;
   for (std::uint32_t number = record.first_block; TIDEMARK_TRY(reader.next(block)); ++number)
     if (wire::block_hash(record.machine, block.header, block.stored) != block.header.hash())
@@ -113,13 +117,16 @@ Result<ParsedCommit> parse_commit(std::span<const std::byte> bytes, const Commit
   std::size_t at = 0;
   for (std::uint32_t i = 0; i < header.record_count; ++i) {
     const auto entry = load<RecordEntry>(table.subspan(i * sizeof(RecordEntry)));
-    if (!known(entry.type) || entry.payload_size > payloads.size() - at) return broken("has a damaged record table");
+    if (!known(entry.type) || (entry.flags & ~kSealedRecord) != 0 || entry.payload_size > payloads.size() - at) {
+      return broken("has a damaged record table");
+    }
     const auto payload = payloads.subspan(at, entry.payload_size);
     RecordInfo record;
     record.lsn = Lsn(header.first_lsn + i);
     record.type = static_cast<RecordType>(entry.type);
     record.machine = machine_of(entry);
     record.disk = DiskId(entry.disk);
+    record.sealed = (entry.flags & kSealedRecord) != 0;
     if (!add_record(std::move(record), payload, expected.offset + sizeof(CommitHeader) + at, info, headers))
       return broken("has a damaged record of blocks");
     if (info.records.back().type == RecordType::blocks)
@@ -166,13 +173,18 @@ Status add_record(RecordInfo record, std::span<const std::byte> payload, std::ui
     info.records.push_back(std::move(record));
     return {};
   }
+  if (record.sealed && payload.size() < kSealedSumSize) {
+    return fail(Code::invalid_argument, "record", "is too short for the sum of its blocks");
+  }
+  const std::span blocks = blocks_of(record, payload);
+  const std::uint64_t blocks_offset = payload_offset + (payload.size() - blocks.size());
   const std::size_t first_block = info.blocks.size();
   record.first_block = static_cast<std::uint32_t>(first_block);
   const auto refuse = [&](std::unexpected<Error> error) {
     info.blocks.resize(first_block);
     return error;
   };
-  wire::BlockReader reader(payload);
+  wire::BlockReader reader(blocks, wire::BlockReader::Kind::stored);
   wire::BlockReader::Block block;
   while (true) {
     auto more = reader.next(block);
@@ -183,12 +195,16 @@ Status add_record(RecordInfo record, std::span<const std::byte> payload, std::ui
     if (header.epoch != record.epoch.value() || header.disk != record.disk.value())
       return refuse(fail(Code::invalid_argument, "block", "is of another disk or epoch than its record"));
     info.blocks.push_back({header.first_granule, header.granules, header.stored_size,
-                           static_cast<std::uint32_t>(payload_offset + block.offset),
-                           static_cast<wire::Encoding>(header.encoding)});
+                           static_cast<std::uint32_t>(blocks_offset + block.offset),
+                           static_cast<wire::Encoding>(header.encoding), header.sealed()});
     ++record.block_count;
-    record.sum += header.hash();
+    if (!record.sealed) record.sum += header.hash();
   }
   // Only now, when nothing can be refused any more: the hash cannot be taken back.
+  if (record.sealed) {
+    std::memcpy(&record.sum, payload.data(), kSealedSumSize);
+    headers.update(payload.first(kSealedSumSize));
+  }
   for (std::size_t i = first_block; i < info.blocks.size(); ++i)
     headers.update(payload.subspan(info.blocks[i].offset - payload_offset, sizeof(wire::BlockHeader)));
   info.records.push_back(std::move(record));

@@ -10,7 +10,8 @@
 // records a commit will have. Every record has an LSN: header.first_lsn + its place in the table. The header's CRC is
 // seeded with the partition's secret salt, so that no stored data can pose as a header. `headers_hash` covers, record
 // by record, each control payload whole and of each blocks payload only its block headers, then the table: the stored
-// bytes have their own hash there, and a second pass over them would cost a fifth of the server's CPU.
+// bytes have their own hash there, and a second pass over them would cost a fifth of the server's CPU. Sealed blocks
+// are checked as others are: their hash is over what is stored, so that nothing here needs a key.
 #pragma once
 
 #include <cstddef>
@@ -63,14 +64,20 @@ struct CommitHeader {
 static_assert(sizeof(CommitHeader) == 128);
 static_assert(offsetof(CommitHeader, crc) == 124);
 
+// Of a machine whose volumes are encrypted: kSealedSumSize bytes stand before the blocks, the sum of the hashes that
+// all blocks of the epoch had before they were sealed, this record's included, itself sealed (storage/sealing.h).
+inline constexpr std::uint8_t kSealedRecord = 1;
+inline constexpr std::size_t kSealedSumSize = 16;
+
 struct RecordEntry {
   std::uint8_t machine[16];
   std::uint32_t payload_size;
   std::uint32_t disk;  // of blocks; else 0
   std::uint8_t type;
-  std::uint8_t reserved[7];  // zero
+  std::uint8_t flags;        // kSealedRecord
+  std::uint8_t reserved[6];  // zero
 };
-static_assert(sizeof(RecordEntry) == 32);
+static_assert(sizeof(RecordEntry) == 32 && sizeof(Hash128) == kSealedSumSize);
 
 struct SegmentHeader {  // the first 128 bytes of a segment; the rest of its 4 KiB is zero
   std::uint32_t magic;

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/marks.h"
 #include "storage/epoch_progress.h"
 #include "storage/partition_impl.h"
 
@@ -26,6 +27,7 @@ Partition::Impl::Impl(FileSystem& file_system, std::string path, const Partition
 
 Partition::Impl::~Impl() {
   // What these use goes after them; nothing is flushed: close() does that.
+  checker.reset();
   settler.reset();
   indexer.reset();
   log.reset();
@@ -117,6 +119,7 @@ Status Partition::Impl::check_space() {
   if (!options.background) refresh_space();
   const std::uint64_t available = available_bytes.load(std::memory_order_relaxed);
   if (available >= options.free_space_min) return {};
+  leave_mark(Mark::refused_for_space);
   return fail(Code::no_space, directory,
               fmt::format("its file system has {} MiB left, and {} MiB are to stay free", available >> 20,
                           options.free_space_min >> 20),
@@ -128,6 +131,7 @@ void Partition::Impl::refresh_space() {
   if (!space) return;  // what was known before counts on; a real failure shows in every other operation
   available_bytes.store(space->available, std::memory_order_relaxed);
   total_bytes.store(space->total, std::memory_order_relaxed);
+  file_system_id.store(space->file_system, std::memory_order_relaxed);
 }
 
 void Partition::Impl::note_counters() {
@@ -156,9 +160,17 @@ void Partition::Impl::housekeeping() {
   for (const SegmentId segment : index().unreferenced_segments()) {
     if (context->pins.may_release(segment)) (is_cold(segment) ? free_cold : free).push_back(segment);
   }
+  if (rewrapped.exchange(false)) {
+    if (const auto done = forget_old_master_keys(); !done) {
+      spdlog::warn("event=superblock_not_written path={} error=\"{}\"", directory, done.error().message());
+      rewrapped = true;  // tried again at the next turn
+    }
+  }
   Status given_back;
-  if (!free_cold.empty()) given_back = release_cold(free_cold);
-  if (given_back && !free.empty() && released) given_back = release(free);
+  if (!free.empty() && released) given_back = release(free);
+  if (!free_cold.empty()) {
+    if (Status cold = release_cold(free_cold); !cold) given_back = std::move(cold);
+  }
   if (!given_back && !release_failed) {
     spdlog::warn("event=segments_not_released path={} error=\"{}\"", directory, given_back.error().message());
   }
@@ -178,8 +190,8 @@ Status Partition::Impl::release_cold(const std::vector<SegmentId>& segments) {
 }
 
 // First it is written down, for a rebuild of the index; then the index forgets; then the file goes. A crash in between
-// is made good at the next start.
-Status Partition::Impl::release(const std::vector<SegmentId>& segments) {
+// is made good at the next start. One whose header cannot be read stays, and the others go.
+Status Partition::Impl::release(const std::vector<SegmentId>& unreferenced) {
   const auto header_of = [&](SegmentId segment) -> Result<SegmentHeader> {
     const auto file = TIDEMARK_TRY(context->segments.open(segment));
     AlignedBuffer block(limits::kIoAlignment);
@@ -187,39 +199,72 @@ Status Partition::Impl::release(const std::vector<SegmentId>& segments) {
     return parse_segment_header(block.span().first(size), id, salt, segment);
   };
   Released next = *released;
-  const auto told = [&](SegmentId segment) {
-    return segment < next.begin || std::any_of(
-                                       next.segments.begin(), next.segments.end(),
-                                       [&](const auto& header) { return header.segment == segment.value(); });
-  };
-  for (const SegmentId segment : segments) {
+  std::vector<SegmentId> segments;
+  Status unread;
+  for (const SegmentId segment : unreferenced) {
     // Told already: a crash came before the index had forgotten it for good.
-    if (!told(segment)) next.segments.push_back(TIDEMARK_TRY(header_of(segment)));
+    if (!next.tells_of(segment)) {
+      auto header = header_of(segment);
+      if (!header) {
+        unread = std::unexpected(std::move(header).error());
+        continue;
+      }
+      next.segments.push_back(*header);
+    }
+    segments.push_back(segment);
   }
+  if (segments.empty()) return unread;
   // What stands before the oldest that stays need not be told one by one.
   if (const auto oldest = index().oldest_segment_but(segments)) {
-    const SegmentHeader header = TIDEMARK_TRY(header_of(*oldest));
-    next.begin = *oldest;
-    next.begin_lsn = Lsn(header.first_lsn);
-    std::erase_if(next.segments, [&](const SegmentHeader& gone) { return gone.segment < oldest->value(); });
+    if (auto header = header_of(*oldest)) {
+      next.begin = *oldest;
+      next.begin_lsn = Lsn(header->first_lsn);
+      std::erase_if(next.segments, [&](const SegmentHeader& gone) { return gone.segment < oldest->value(); });
+    } else {
+      unread = std::unexpected(std::move(header).error());
+    }
   }
+  next.join_neighbours();
   next.removed.clear();
   for (const pb::MachineRecord& record : index().machines()) {
     if (record.removed()) next.removed.push_back(TIDEMARK_TRY(machine_from_bytes(record.machine())));
   }
   TIDEMARK_TRY(write_released(files, directory, next));
   released = std::move(next);
+  std::map<SegmentId, Lsn> begins_now;
+  std::vector<GoneLsns> gone{{.first = Lsn(1), .end = released->begin_lsn}};
+  for (const SegmentHeader& run : released->segments) {
+    const auto behind = index().segment_behind_but(SegmentId(run.segment), segments);
+    if (!behind) continue;
+    auto known = begins.find(*behind);
+    if (known == begins.end()) {
+      auto header = header_of(*behind);
+      if (!header) {
+        unread = std::unexpected(std::move(header).error());
+        continue;
+      }
+      known = begins.emplace(*behind, header->first_lsn).first;
+    }
+    begins_now.insert(*known);
+    gone.push_back({.first = Lsn(run.first_lsn), .end = known->second});
+  }
+  begins = std::move(begins_now);
+  settler->set_gone(std::move(gone));
   for (const SegmentId segment : segments) {
     TIDEMARK_TRY(index().forget_segment(segment));
     context->segments.forget(segment);
     context->pins.released(segment);
     if (TIDEMARK_TRY(files.exists(segment_path(directory + "/log", segment)))) keeper->recycle(segment);
   }
-  return {};
+  return unread;
 }
 
 void Partition::Impl::append_records() {
-  while (const auto record = settler->next_record()) {
+  constexpr std::size_t kAtATime = 1 << 20;  // bytes: sessions find room in the log as well
+  for (std::size_t appended = 0; appended < kAtATime;) {
+    const auto record = settler->next_record();
+    if (!record) return;
+    appended += record->payload.size() + kRecordOverhead;
     // A machine's record goes as it is by now.
     const pb::MachineRecord* known = record->type == RecordType::machine ? catalog.record(record->machine) : nullptr;
     const auto lsn = known != nullptr
@@ -246,10 +291,9 @@ void Partition::for_each_clone(const std::function<void(const MachineState&)>& v
 }
 
 Status Partition::put_machine(const pb::MachineRecord& record, std::function<void(Status)> durable) {
-  const auto whole = TIDEMARK_TRY(impl_->catalog.check_machine(record));
+  auto whole = TIDEMARK_TRY(impl_->catalog.check_machine(record));
   const MachineId machine = TIDEMARK_TRY(machine_from_bytes(whole.machine()));
-  const Lsn lsn = TIDEMARK_TRY(impl_->append(RecordType::machine, machine, whole));
-  impl_->catalog.appended_machine(machine, whole);
+  const Lsn lsn = TIDEMARK_TRY(impl_->append_machine(machine, whole));
   const bool dropped = whole.removed() && whole.has_clone();
   if (durable || dropped) {
     impl_->waiting.emplace_back(lsn, [impl = impl_.get(), dropped, whole, durable = std::move(durable)](Status done) {
@@ -262,19 +306,30 @@ Status Partition::put_machine(const pb::MachineRecord& record, std::function<voi
 
 Status Partition::create_clones(const CloneBase& base, std::span<const CloneName> names, const std::string& by,
                                 WallMicros now_us, std::function<void(Status)> durable) {
-  const auto records = TIDEMARK_TRY(impl_->catalog.check_clones(base, names, by, now_us));
+  auto records = TIDEMARK_TRY(impl_->catalog.check_clones(base, names, by, now_us));
   TIDEMARK_TRY(impl_->check_space());
   std::size_t bytes = 0;
-  for (const pb::MachineRecord& record : records) bytes += record.ByteSizeLong() + kRecordOverhead;
-  if (impl_->room() < bytes) {
-    impl_->wanted_room = std::max(impl_->wanted_room, bytes);
+  const bool encrypted = impl_->keys->key_of(*impl_->catalog.record(base.parent)) != nullptr;
+  for (pb::MachineRecord& record : records) {
+    impl_->keys->equip(record, encrypted);
+    bytes += record.ByteSizeLong() + kRecordOverhead;
+  }
+  if (const std::size_t most = impl_->log->room_max(); bytes > most) {
+    return fail(Code::invalid_argument, "clones",
+                fmt::format("{} of them take {} MiB of records, and the log takes {} MiB at once", names.size(),
+                            bytes >> 20, most >> 20),
+                fmt::format("make at most {} with one call", most / (bytes / names.size() + 1)));
+  }
+  // Once the index has caught up, it may fall behind by all of them, also where that is more than it may otherwise.
+  const auto wanted = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, impl_->options.index_lag_max));
+  if (impl_->log->room() < bytes || impl_->indexer->room() < wanted) {
+    impl_->wanted_room = std::max(impl_->wanted_room, wanted);
     return fail(Code::busy, impl_->directory, "the log has no room for that many records now", "try again");
   }
   Lsn last;
-  for (const pb::MachineRecord& record : records) {
+  for (pb::MachineRecord& record : records) {
     const MachineId clone = TIDEMARK_TRY(machine_from_bytes(record.machine()));
-    last = TIDEMARK_TRY(impl_->append(RecordType::machine, clone, record));
-    impl_->catalog.appended_machine(clone, record);
+    last = TIDEMARK_TRY(impl_->append_machine(clone, record));
     impl_->hold_parent(record);
   }
   impl_->waiting.emplace_back(last, std::move(durable));
@@ -293,11 +348,10 @@ void Partition::when_durable(std::function<void(Status)> then) {
 
 Result<pb::DiskRecord> Partition::open_disk(const MachineId& machine, const pb::DiskRecord& disk) {
   auto change = TIDEMARK_TRY(impl_->catalog.check_disk(machine, disk));
-  if (change.record) {
-    TIDEMARK_TRY(impl_->append(RecordType::machine, machine, *change.record));
-    impl_->catalog.appended_machine(machine, *change.record);
-  }
-  return change.disk;
+  auto record = change.record.value_or(*impl_->catalog.record(machine));
+  const bool equipped = impl_->keys->equip(record);
+  if (change.record || equipped) TIDEMARK_TRY(impl_->append_machine(machine, record));
+  return record.disks(static_cast<int>(change.disk.disk()));
 }
 
 Status Partition::begin_epoch(const MachineId& machine, const pb::EpochBeginRecord& begin) {
@@ -316,7 +370,7 @@ Status Partition::append_blocks(const MachineId& machine, DiskId disk, std::span
     impl_->wanted_room = std::max(impl_->wanted_room, payload.size());
     return fail(Code::busy, impl_->directory, "the index is behind the log by as much as it may be");
   }
-  TIDEMARK_TRY(impl_->append(RecordType::blocks, machine, disk, payload));
+  TIDEMARK_TRY(impl_->append_blocks(machine, disk, payload));
   return {};
 }
 
@@ -338,8 +392,10 @@ void Partition::set_unchanged(const MachineId& machine, WallMicros as_of_us) {
   impl_->catalog.set_unchanged(machine, as_of_us);
 }
 
-void Partition::drop_points(const MachineId& machine, std::vector<EpochNumber> epochs) {
-  impl_->settler->drop_points(machine, std::move(epochs));
+void Partition::keep_points(const MachineId& machine) { impl_->settler->keep_points(machine); }
+
+void Partition::drop_points(const MachineId& machine, const std::vector<EpochNumber>& epochs) {
+  impl_->settler->drop_points(machine, epochs);
 }
 
 void Partition::end_turn() {
@@ -354,8 +410,11 @@ void Partition::on_idle() {
     impl_->indexer->step();
     while (impl_->settler->step()) {
     }
+    while (impl_->checker->step()) {
+    }
   }
   impl_->append_records();
+  impl_->rewrap_some();
   if (impl_->segment_ready.exchange(false, std::memory_order_acquire)) impl_->log->end_turn();
   impl_->log->on_idle();
   impl_->note_counters();
@@ -365,6 +424,9 @@ void Partition::on_idle() {
 std::size_t Partition::room() const { return impl_->room(); }
 bool Partition::waits_for_room() const { return impl_->wanted_room != 0; }
 bool Partition::stopped() const { return impl_->stopped.has_value(); }
+std::optional<Error> Partition::index_damage() const { return impl_->index().damage(); }
+void Partition::stop(const Error& why) { impl_->stop(why); }
+bool Partition::quiet() const { return impl_->log->quiet(); }
 
 Status Partition::close() {
   Impl& impl = *impl_;
@@ -391,6 +453,7 @@ Status Partition::close() {
     }
   }
   impl.settler->stop();
+  impl.checker->stop();
   const Status indexed = impl.indexer->close();
   if (impl.stopped) return std::unexpected(*impl.stopped);
   if (!indexed) return indexed;

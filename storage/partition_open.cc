@@ -6,105 +6,21 @@
 #include <spdlog/spdlog.h>
 
 #include <optional>
-#include <unordered_map>
 
+#include "base/marks.h"
 #include "base/random.h"
 #include "base/thread_task.h"
-#include "storage/epoch_progress.h"
 #include "storage/partition_impl.h"
+#include "storage/rebuild_index.h"
+#include "storage/replay.h"
 
 namespace tidemark::storage {
 
 namespace {
 
-// What recovery hands on last may not be synced yet: the index must not get it, and by chance persist it, before
-// recovery has returned. So this much is always held back: more than can ever have been in flight.
-constexpr std::uint64_t kHeldBack = 2 * limits::kCommitBuffers * limits::kCommitSizeMax;
-constexpr std::uint64_t kReplayBatch = 32 << 20;
-
-class Replay {
- public:
-  explicit Replay(Index& index) : index_(index) {}
-
-  Status take(CommitInfo&& commit) {
-    bytes_ += commit.size;
-    held_.push_back(std::move(commit));
-    return bytes_ > kHeldBack + kReplayBatch ? apply(kHeldBack) : Status();
-  }
-  Status finish() { return apply(0); }
-
- private:
-  Status apply(std::uint64_t keep) {
-    std::vector<CommitInfo> batch;
-    while (!held_.empty() && bytes_ > keep) {
-      bytes_ -= held_.front().size;
-      batch.push_back(std::move(held_.front()));
-      held_.pop_front();
-    }
-    return index_.apply(batch);
-  }
-
-  Index& index_;
-  std::deque<CommitInfo> held_;
-  std::uint64_t bytes_ = 0;
-};
-
 std::string parent_of(const std::string& path) {
   const std::size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
-}
-
-Status check_superblock(const Superblock& superblock, const std::string& directory, PartitionId id,
-                        const std::string& server_id) {
-  if (superblock.server_id != server_id) {
-    return fail(Code::invalid_argument, directory,
-                fmt::format("it belongs to server {}, and this is server {}", superblock.server_id, server_id),
-                "start the server with its own data directory");
-  }
-  if (superblock.partition != id) {
-    return fail(Code::corrupt, directory,
-                fmt::format("it is partition {}, and stands where partition {} should be", superblock.partition.value(),
-                            id.value()),
-                "put the directories back under their own names");
-  }
-  return {};
-}
-
-// Before the log is replayed from its begin: the newest record of each machine, which may stand behind blocks of it,
-// and what the cold segments hold.
-Status begin_rebuild(FileSystem& files, const std::string& directory, const RecoveryOptions& options,
-                     const std::vector<MachineId>& removed, Index& index) {
-  std::unordered_map<MachineId, pb::MachineRecord> machines;
-  const auto note_machines = [&](CommitInfo&& commit) -> Status {
-    for (const RecordInfo& record : commit.records) {
-      if (record.type != RecordType::machine) continue;
-      machines[record.machine] = TIDEMARK_TRY(parse_record<pb::MachineRecord>(record));
-    }
-    return {};
-  };
-  TIDEMARK_TRY(recover_log(files, directory + "/log", options, note_machines));
-  std::vector<pb::MachineRecord> records;
-  for (auto& [id, record] : machines) records.push_back(std::move(record));
-  TIDEMARK_TRY(index.begin_rebuild(records, removed));
-  ColdManifest manifest(files, directory + "/cold");
-  const bool listed = TIDEMARK_TRY(manifest.load());
-  if (!listed && TIDEMARK_TRY(files.exists(directory + "/cold")) &&
-      !TIDEMARK_TRY(list_cold_segments(files, directory + "/cold")).empty()) {
-    return fail(Code::corrupt, directory + "/cold/manifest",
-                "the index is lost, and the list of cold segments is missing while some are there",
-                "restore the data directory from a copy; nothing of it was changed");
-  }
-  for (const SegmentId segment : manifest.segments()) {
-    const std::string path = cold_path(directory + "/cold", segment);
-    if (!TIDEMARK_TRY(files.exists(path))) {
-      return fail(Code::corrupt, path, "the index is lost, and this segment is missing",
-                  "restore the data directory from a copy; nothing of it was changed");
-    }
-    const auto file = TIDEMARK_TRY(files.open(path, OpenMode::read, true));
-    const auto table = TIDEMARK_TRY(read_cold_table(*file, segment, options.partition, options.salt));
-    TIDEMARK_TRY(index.add_cold(segment, table));
-  }
-  return {};
 }
 
 // Cold segments that the index does not know were cut off by a crash before it was told of them.
@@ -119,10 +35,13 @@ Status tidy_cold(FileSystem& files, const std::string& directory, const Index& i
     TIDEMARK_TRY(files.sync_directory(directory));
   }
   // A rebuild needs it; as it is, the index knows the same.
-  if (const auto loaded = manifest.load(); !loaded) {
+  const auto loaded = manifest.load();
+  if (!loaded) {
     spdlog::error("event=cold_manifest_damaged path={} error=\"{}\"", cold, loaded.error().message());
   } else if (!*loaded && !known.empty()) {
     spdlog::error("event=cold_manifest_missing path={} segments={}", cold, known.size());
+  } else if (!*loaded) {
+    TIDEMARK_TRY(manifest.create());
   }
   TIDEMARK_TRY(manifest.add(known));
   for (const SegmentId segment : known) {
@@ -139,10 +58,30 @@ Status tidy_cold(FileSystem& files, const std::string& directory, const Index& i
   for (const SegmentId segment : TIDEMARK_TRY(list_cold_segments(files, cold))) {
     if (!listed.contains(segment)) TIDEMARK_TRY(files.remove(cold_path(cold, segment)));
   }
+  manifest.measure();
   return {};
 }
 
+std::string index_directory_of(const PartitionOptions& options, const std::string& directory) {
+  return options.index_directory.empty() ? directory + "/index" : options.index_directory;
+}
+
+Status check_master_keys(const Superblock& superblock, const PartitionOptions& options, const std::string& directory) {
+  if (options.encrypt && (options.master_keys == nullptr || options.master_keys->empty())) {
+    return fail(Code::invalid_argument, directory, "it is to be encrypted, and there is no master key");
+  }
+  if (superblock.master_keys.empty()) return {};
+  if (options.master_keys == nullptr) {
+    return std::unexpected(no_master_key_file("master key file", superblock.master_keys, directory));
+  }
+  return options.master_keys->need(superblock.master_keys, directory);
+}
+
 }  // namespace
+
+Result<std::vector<MasterKeyId>> Partition::master_keys_needed(FileSystem& files, const std::string& directory) {
+  return TIDEMARK_TRY(read_superblock(files, directory)).master_keys;
+}
 
 Status Partition::create(FileSystem& files, const std::string& directory, PartitionId id,
                          const std::string& server_id) {
@@ -155,7 +94,7 @@ Status Partition::create(FileSystem& files, const std::string& directory, Partit
   }
   TIDEMARK_TRY(files.make_directory(directory + "/log"));
   TIDEMARK_TRY(files.sync_directory(directory + "/log"));
-  Superblock superblock{.partition = id, .salt = 0, .server_id = server_id};
+  Superblock superblock{.partition = id, .salt = 0, .server_id = server_id, .master_keys = {}};
   secure_random(std::as_writable_bytes(std::span(&superblock.salt, 1)));
   TIDEMARK_TRY(write_superblock(files, directory, superblock));
   return files.sync_directory(parent_of(directory));
@@ -166,14 +105,40 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                                           const Clock& clock, Listener& listener) {
   const Superblock superblock = TIDEMARK_TRY(read_superblock(files, directory));
   TIDEMARK_TRY(check_superblock(superblock, directory, id, server_id));
+  TIDEMARK_TRY(check_master_keys(superblock, options, directory));
+  bool made_again = false;
+  auto opened = open_with_index(files, directory, superblock, options, queue, clock, listener, made_again);
+  if (opened || made_again || opened.error().code != Code::corrupt ||
+      opened.error().object != index_directory_of(options, directory)) {
+    return opened;
+  }
+  // It could be opened, and what was wrong with it was only met when the log was applied.
+  PartitionOptions again = options;
+  again.index_damage = opened.error().what;
+  return open_with_index(files, directory, superblock, again, queue, clock, listener, made_again);
+}
 
+// `made_again`: the index was, or would have been.
+Result<Partition::Opened> Partition::open_with_index(FileSystem& files, const std::string& directory,
+                                                     const Superblock& superblock, const PartitionOptions& options,
+                                                     IoQueue& queue, const Clock& clock, Listener& listener,
+                                                     bool& made_again) {
+  const PartitionId id = superblock.partition;
   Opened opened;
-  const std::string index_directory = options.index_directory.empty() ? directory + "/index" : options.index_directory;
+  const std::string index_directory = index_directory_of(options, directory);
   const bool index_existed = Index::exists(index_directory);
-  auto index = Index::open(index_directory, options.index);
+  OpenProgress unwatched;
+  RebuildWatch watch(index_directory, options.progress != nullptr ? *options.progress : unwatched);
+  TIDEMARK_TRY(Index::destroy(unfinished_index(index_directory)));  // of a rebuild that was cut off
+  auto released = read_released(files, directory);
+  Result<std::unique_ptr<Index>> index = fail(Code::corrupt, index_directory, options.index_damage);
+  if (options.index_damage.empty()) index = Index::open(index_directory, options.index);
   if (!index && index.error().code == Code::corrupt) {
+    made_again = true;
+    leave_mark(Mark::index_damaged);
     opened.index_rebuilt = "it was damaged: " + index.error().what;
     spdlog::warn("event=index_damaged path={} error=\"{}\"", index_directory, index.error().message());
+    if (!released) return std::unexpected(std::move(released).error());  // without it none can be made
     TIDEMARK_TRY(Index::destroy(index_directory));
     index = Index::open(index_directory, options.index);
   }
@@ -181,21 +146,23 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
 
   const std::string log_directory = directory + "/log";
   auto impl = std::make_unique<Impl>(files, directory, options, queue, listener);
+  impl->keys = std::make_shared<VolumeKeys>(options.master_keys, id, options.encrypt);
   impl->context = std::make_shared<ReadContext>(std::move(*index), files, directory);
   impl->manifest = std::make_unique<ColdManifest>(files, directory + "/cold");
   impl->id = id;
   impl->salt = superblock.salt;
   const LogMark mark = impl->index().mark();
   RecoveryOptions recovery_options{.partition = id, .salt = superblock.salt, .mark = mark, .begin = {}, .released = {}};
-  auto released = read_released(files, directory);
   const bool from_the_begin = mark.segment == SegmentId();
+  made_again = made_again || from_the_begin;
   std::optional<ThreadTask> task;
   if (from_the_begin) task.emplace("td-rebuild");
   if (released) {
     if (from_the_begin) {
       recovery_options.begin = released->begin;
       recovery_options.released = released->segments;
-      TIDEMARK_TRY(begin_rebuild(files, directory, recovery_options, released->removed, impl->index()));
+      const bool lost = !index_existed || !opened.index_rebuilt.empty();
+      TIDEMARK_TRY(begin_rebuild(files, directory, recovery_options, released->removed, impl->index(), lost, watch));
     }
     impl->released = std::move(*released);
   } else {
@@ -203,7 +170,7 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
     // Only a rebuild needs it. Until it is restored no segment is given back.
     spdlog::error("event=released_damaged path={} error=\"{}\"", directory, released.error().message());
   }
-  Replay replay(impl->index());
+  Replay replay(impl->index(), watch);
   opened.recovery = TIDEMARK_TRY(recover_log(files, log_directory, recovery_options,
                                              [&](CommitInfo&& commit) { return replay.take(std::move(commit)); }));
   RecoveryResult& recovery = opened.recovery;
@@ -214,29 +181,36 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                 "the log is older than the index: restore both from the same moment");
   }
   if (from_the_begin && recovery.commits != 0) {
-    if (recovery.walked_from != impl->released->begin_lsn) {
-      return fail(
-          Code::corrupt, index_directory,
-          fmt::format("the index is lost, and the log begins with LSN {} instead of {}: what was before is missing",
-                      recovery.walked_from.value(), impl->released->begin_lsn.value()),
-          "restore the data directory from a copy; nothing of the log was changed");
-    }
+    TIDEMARK_TRY(check_begin(recovery, *impl->released, index_directory));
     // One that is there and empty was made shortly before a crash: nothing out of the ordinary.
     if (opened.index_rebuilt.empty() && !index_existed) opened.index_rebuilt = "it was missing";
   }
   TIDEMARK_TRY(replay.finish());
   if (from_the_begin) TIDEMARK_TRY(impl->index().end_rebuild());
   task.reset();
+  watch.end();
   TIDEMARK_TRY(tidy_cold(files, directory, impl->index(), *impl->manifest));
   if (!opened.index_rebuilt.empty()) {
+    leave_mark(Mark::index_rebuilt);
     spdlog::warn("event=index_rebuilt path={} reason=\"{}\" commits={} bytes={}", index_directory, opened.index_rebuilt,
                  recovery.commits, recovery.replayed_bytes);
   }
   for (const DamagedBlock& block : recovery.damaged) {
-    spdlog::error(
-        "event=damaged_block path={} segment={} offset={} machine={} disk={} epoch={} first_granule={} granules={}",
-        log_directory, block.segment.value(), block.place.offset, block.machine.to_string(), block.disk.value(),
-        block.epoch.value(), block.place.first_granule, block.place.granules);
+    const auto known = impl->index().machine(block.machine);
+    if (!known || known->removed()) continue;
+    for (const pb::DiskRecord& disk : known->disks()) {
+      if (disk.disk() != block.disk.value()) continue;
+      impl->context->damage.report({.machine = block.machine,
+                                    .volume = VolumeId(disk.volume()),
+                                    .disk = block.disk,
+                                    .epoch = block.epoch,
+                                    .first_granule = block.place.first_granule,
+                                    .granules = block.place.granules,
+                                    .segment = block.segment,
+                                    .offset = block.place.offset,
+                                    .stored_size = block.place.stored_size,
+                                    .what = "its checksum does not match"});
+    }
   }
   if (recovery.commits != 0) {
     if (const auto flushed = impl->index().flush(); !flushed) {
@@ -244,7 +218,7 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
       spdlog::warn("event=index_flush_failed path={} error=\"{}\"", index_directory, flushed.error().message());
     }
   }
-  impl->catalog = TIDEMARK_TRY(Catalog::load(impl->index()));
+  TIDEMARK_TRY(impl->open_keys(superblock));
   impl->catalog.for_each_clone([&](const MachineState& clone) { impl->hold_parent(clone.record); });
   impl->durable_lsn = recovery.tail.last_lsn.value();
   impl->last_lsn = recovery.tail.last_lsn.value();
@@ -254,10 +228,14 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                                                           .segment_size = options.segment_size,
                                                           .reserve = options.reserve_segments,
                                                           .free_space_min = options.free_space_min,
+                                                          .free_space_hard = options.free_space_min / 2,
                                                           .last_id = recovery.segment_max,
                                                           .live = recovery.segments,
                                                           .background = options.background}));
-  impl->keeper->set_notice([state = impl.get()] { state->segment_ready.store(true, std::memory_order_release); });
+  impl->keeper->set_notice([state = impl.get()] {
+    state->refresh_space();  // before the segment is used: what it took may be what was to stay free
+    state->segment_ready.store(true, std::memory_order_release);
+  });
   // Given back in an earlier life, but a crash came before the file was gone; or superseded, and never of the index.
   const SegmentId persisted = impl->index().persisted_mark().segment;
   for (const SegmentId segment : recovery.segments) {
@@ -277,8 +255,15 @@ Result<Partition::Opened> Partition::open(FileSystem& files, const std::string& 
                                 [state = impl.get()] { state->housekeeping(); });
   SettlerOptions settler_options = options.settler;
   settler_options.background = options.background;
+  settler_options.segment_size = options.segment_size;
+  settler_options.short_below = options.free_space_min + options.free_space_min / 2;
   impl->settler = std::make_unique<Settler>(files, directory, id, superblock.salt, impl->context, *impl->indexer,
                                             *impl->manifest, clock, settler_options);
+  CheckerOptions checker_options = options.checker;
+  checker_options.background = options.background;
+  impl->checker = std::make_unique<Checker>(files, directory, id, superblock.salt, impl->context, *impl->indexer,
+                                            *impl->manifest, clock, checker_options);
+  impl->indexer->start();
   opened.partition.reset(new Partition(std::move(impl)));
   return opened;
 }

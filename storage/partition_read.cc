@@ -2,6 +2,7 @@
 // durable when the question came.
 #include <fmt/format.h>
 
+#include "storage/disk_view.h"
 #include "storage/epoch_progress.h"
 #include "storage/partition_impl.h"
 
@@ -68,17 +69,16 @@ bool stands_on_a_point(const pb::MachineRecord& record, EpochNumber epoch) {
 
 }  // namespace
 
-// Waits for the index when it does not have it yet.
-Result<pb::EpochEntry> Partition::Impl::find_epoch(const MachineId& machine, EpochNumber epoch,
-                                                   std::chrono::milliseconds timeout) {
+Result<Partition::Impl::FoundEpoch> Partition::Impl::find_epoch(const MachineId& machine, EpochNumber epoch,
+                                                                std::chrono::milliseconds timeout) {
   auto entry = TIDEMARK_TRY(index().epoch(machine, epoch));
   if (!entry) {
     TIDEMARK_TRY(wait_indexed(timeout));
     entry = TIDEMARK_TRY(index().epoch(machine, epoch));
   }
-  const auto record = index().machine(machine);
+  auto record = index().machine(machine);  // after the entry: see FoundEpoch
   if (!record || record->removed()) return no_machine(machine);
-  if (entry) return *std::move(entry);
+  if (entry) return FoundEpoch{.entry = *std::move(entry), .record = *std::move(record)};
   const auto newest = index().newest_epoch(machine);
   return fail(Code::not_found, "machine " + record->name(),
               newest ? fmt::format("there is no epoch {}; the newest is {}", epoch.value(), newest->number())
@@ -97,7 +97,13 @@ Result<pb::MachineRecord> Partition::Impl::find_record(const MachineId& machine,
 
 Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId disk, EpochNumber epoch,
                                                 std::chrono::milliseconds timeout) {
-  auto record = TIDEMARK_TRY(impl_->find_record(machine, timeout));
+  return make_reader(TIDEMARK_TRY(view(machine, disk, epoch, timeout, nullptr)));
+}
+
+Result<std::shared_ptr<const DiskView>> Partition::view(const MachineId& machine, DiskId disk, EpochNumber epoch,
+                                                        std::chrono::milliseconds timeout,
+                                                        std::shared_ptr<BlockCache> cache) {
+  const auto record = TIDEMARK_TRY(impl_->find_record(machine, timeout));
   const std::string object = (record.has_clone() ? "clone " : "machine ") + record.name();
   ReadTarget target{.machine_name = record.name(), .disk = disk, .epoch = epoch, .disk_size = 0, .layers = {}};
   PointHolds holds(impl_->context);
@@ -105,11 +111,9 @@ Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId
   Base at{.machine = machine, .epoch = epoch};
   if (stands_on_a_point(record, epoch)) {
     at = TIDEMARK_TRY(base_of(record));
-    record = TIDEMARK_TRY(impl_->find_record(at.machine, timeout));
   }
   for (;;) {
-    const auto entry = TIDEMARK_TRY(impl_->find_epoch(at.machine, at.epoch, timeout));
-    record = TIDEMARK_TRY(impl_->find_record(at.machine, timeout));  // as new as the epoch: it may have a disk more
+    const auto [entry, owner] = TIDEMARK_TRY(impl_->find_epoch(at.machine, at.epoch, timeout));
     TIDEMARK_TRY(holds.hold(at.machine, at.epoch, object));
     if (target.layers.empty()) {
       for (const pb::DiskSizeRecord& known : entry.disks()) {
@@ -118,7 +122,7 @@ Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId
       }
     }
     ReadLayer layer{.machine = at.machine, .volume = VolumeId(), .epoch = at.epoch, .as_of = Lsn(entry.commit_lsn())};
-    for (const pb::DiskRecord& known : record.disks()) {
+    for (const pb::DiskRecord& known : owner.disks()) {
       if (known.disk() == disk.value()) layer.volume = VolumeId(known.volume());
     }
     if (layer.volume == VolumeId() || target.disk_size == 0) {
@@ -127,12 +131,11 @@ Result<std::unique_ptr<Reader>> Partition::read(const MachineId& machine, DiskId
                               present.empty() ? "none" : present));
     }
     target.layers.push_back(layer);
-    if (!record.has_clone()) break;
-    at = TIDEMARK_TRY(base_of(record));
-    record = TIDEMARK_TRY(impl_->find_record(at.machine, timeout));
+    if (!owner.has_clone()) break;
+    at = TIDEMARK_TRY(base_of(owner));
   }
   holds.hand_over();
-  return make_reader(impl_->context, std::move(target));
+  return std::make_shared<const DiskView>(impl_->context, std::move(target), std::move(cache));
 }
 
 Result<CloneBase> Partition::clone_base(const MachineId& machine, EpochNumber epoch,
@@ -154,11 +157,10 @@ Result<CloneBase> Partition::clone_base(const MachineId& machine, EpochNumber ep
                             record.clone().depth(), kCloneDepthMax),
                 "clone one further down, or export it");
   }
-  const auto entry = TIDEMARK_TRY(impl_->find_epoch(base.parent, base.epoch, timeout));
-  record = TIDEMARK_TRY(impl_->find_record(base.parent, timeout));  // as new as the epoch: it may have a disk more
+  const auto [entry, owner] = TIDEMARK_TRY(impl_->find_epoch(base.parent, base.epoch, timeout));
   const auto holds = std::make_shared<PointHolds>(impl_->context);
   TIDEMARK_TRY(holds->hold(base.parent, base.epoch, object));
-  for (const pb::DiskRecord& disk : record.disks()) {
+  for (const pb::DiskRecord& disk : owner.disks()) {
     pb::DiskRecord& of_clone = base.disks.emplace_back(disk);
     of_clone.set_size(0);
     for (const pb::DiskSizeRecord& size : entry.disks()) {
@@ -174,14 +176,42 @@ Result<std::vector<pb::EpochEntry>> Partition::epochs(const MachineId& machine, 
   TIDEMARK_TRY(impl_->wait_indexed(timeout));
   const auto record = impl_->index().machine(machine);
   if (!record || record->removed()) return no_machine(machine);
-  auto epochs = TIDEMARK_TRY(impl_->index().epochs(machine, limit, with_fuzzy));
-  if (record->has_clone() && (limit == 0 || epochs.size() < limit)) {
-    const Base base = TIDEMARK_TRY(base_of(*record));
-    epochs.push_back(TIDEMARK_TRY(impl_->find_epoch(base.machine, base.epoch, timeout)));
-    epochs.back().set_number(0);
+  const VerifiedPoints verified = impl_->checker->verified(machine);
+  const bool sound_base = TIDEMARK_TRY(impl_->base_verified(*record));
+  auto entries = TIDEMARK_TRY(impl_->index().epochs(machine, limit, with_fuzzy));
+  const auto key = impl_->keys->key_of(*record);
+  HashSealer hashes;
+  for (pb::EpochEntry& entry : entries) {
+    entry.set_verified(sound_base && verified.covers(entry));
+    entry.set_was_verified(sound_base && verified.covered(entry));
+    entry.set_damaged(!sound_base || verified.damaged(entry));
+    if (entry.sealed_digest().empty()) continue;
+    entry.set_digest(hash_to_bytes(digest_of(entry, key.get(), hashes)));
+    entry.clear_sealed_digest();
   }
-  return epochs;
+  if (record->has_clone() && (limit == 0 || entries.size() < limit)) {
+    const Base base = TIDEMARK_TRY(base_of(*record));
+    entries.push_back(TIDEMARK_TRY(impl_->find_epoch(base.machine, base.epoch, timeout)).entry);
+    entries.back().set_number(0);
+    entries.back().set_verified(sound_base);
+    entries.back().clear_sealed_digest();  // of another machine, and under its key
+  }
+  return entries;
 }
+
+// What a clone shows is verified when its own epochs are, and all points that it stands on.
+Result<bool> Partition::Impl::base_verified(const pb::MachineRecord& record) {
+  for (auto below = record; below.has_clone();) {
+    const Base base = TIDEMARK_TRY(base_of(below));
+    const auto entry = TIDEMARK_TRY(index().epoch(base.machine, base.epoch));
+    const auto next = index().machine(base.machine);
+    if (!entry || !next || !checker->verified(base.machine).covers(*entry)) return false;
+    below = *next;
+  }
+  return true;
+}
+
+Checker& Partition::checker() const { return *impl_->checker; }
 
 Result<pb::EpochEntry> Partition::point_at(const MachineId& machine, std::optional<WallMicros> time_us,
                                            std::chrono::milliseconds timeout) {
@@ -195,6 +225,18 @@ Result<pb::EpochEntry> Partition::point_at(const MachineId& machine, std::option
   return fail(Code::not_found, object,
               fmt::format("it has no recovery point at or before {}; the oldest is of {}", format_rfc3339(*time_us),
                           format_rfc3339(points.back().time_us())));
+}
+
+std::vector<Index::MachineSpace> Partition::machine_space() const { return impl_->index().space(); }
+
+SpaceInfo Partition::space() const {
+  return {.total = impl_->total_bytes.load(std::memory_order_relaxed),
+          .available = impl_->available_bytes.load(std::memory_order_relaxed),
+          .file_system = impl_->file_system_id.load(std::memory_order_relaxed)};
+}
+
+Status Partition::check_counts() const {
+  return impl_->indexer->call([](const Index& index) { return index.check_counts(); });
 }
 
 Partition::Stats Partition::stats() const {
@@ -214,10 +256,17 @@ Partition::Stats Partition::stats() const {
   stats.segments_error = segments.error;
   stats.segment_size = impl_->keeper->segment_size();
   stats.index_error = impl_->indexer->error();
-  stats.space = {.total = impl_->total_bytes.load(std::memory_order_relaxed),
-                 .available = impl_->available_bytes.load(std::memory_order_relaxed)};
+  stats.space = space();
   stats.settler = impl_->settler->stats();
+  stats.checker = impl_->checker->stats();
   stats.cold_segments = stats.index.cold_segments;
+  stats.cold_bytes = impl_->manifest->bytes();
+  stats.stored_bytes = stats.index.stored_bytes;
+  stats.encrypted_volumes = impl_->keys->size();
+  {
+    const std::lock_guard lock(impl_->superblock_mutex);
+    stats.master_keys = impl_->superblock.master_keys;
+  }
   stats.damaged_reads = impl_->context->damaged_reads.load(std::memory_order_relaxed);
   return stats;
 }

@@ -33,6 +33,12 @@ class ReaderPins {
     const Ticket since = unreferenced_.try_emplace(segment, next_).first->second;
     return reading_.empty() || *reading_.begin() >= since;
   }
+  // Only readers keep it from being released, as of the last time that was asked.
+  bool kept_by_readers(SegmentId segment) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = unreferenced_.find(segment);
+    return found != unreferenced_.end() && !reading_.empty() && *reading_.begin() < found->second;
+  }
   void released(SegmentId segment) {
     const std::lock_guard lock(mutex_);
     unreferenced_.erase(segment);
@@ -51,7 +57,7 @@ class ReaderPins {
   };
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   Ticket next_ = 1;
   std::set<Ticket> reading_;
   std::map<SegmentId, Ticket> unreferenced_;

@@ -11,7 +11,9 @@
 #include <utility>
 
 #include "base/aligned_buffer.h"
+#include "base/marks.h"
 #include "base/planted.h"
+#include "storage/file_window.h"
 #include "storage/segment_keeper.h"
 
 namespace tidemark::storage {
@@ -19,39 +21,6 @@ namespace {
 
 constexpr std::size_t kDamagedListedMax = 1024;
 constexpr std::size_t kWindow = 2 * limits::kCommitSizeMax;  // read at once; any commit fits
-
-// Reads a file front to back through one buffer.
-class Window {
- public:
-  Window() : buffer_(kWindow) {}
-
-  Status open(FileSystem& files, const std::string& path) {
-    file_.reset();
-    file_ = TIDEMARK_TRY(files.open(path, OpenMode::read, true));
-    size_ = TIDEMARK_TRY(file_->size());
-    start_ = filled_ = 0;
-    return {};
-  }
-  std::uint64_t size() const { return size_; }
-
-  // At least `want` bytes from `offset` on, or what there is up to the end of the file.
-  Result<std::span<const std::byte>> at(std::uint64_t offset, std::size_t want) {
-    if (offset >= size_) return std::span<const std::byte>();
-    want = static_cast<std::size_t>(std::min<std::uint64_t>(want, size_ - offset));
-    if (offset < start_ || offset + want > start_ + filled_) {
-      start_ = offset;
-      filled_ = TIDEMARK_TRY(file_->read_at(offset, buffer_.span()));
-    }
-    return std::span<const std::byte>(buffer_.data() + (offset - start_), filled_ - (offset - start_));
-  }
-
- private:
-  AlignedBuffer buffer_;
-  std::unique_ptr<File> file_;
-  std::uint64_t size_ = 0;
-  std::uint64_t start_ = 0;
-  std::size_t filled_ = 0;
-};
 
 class Recovery {
  public:
@@ -72,6 +41,16 @@ class Recovery {
   }
 
  private:
+  void note_stated(Lsn lsn) {
+    stated_ = std::max(stated_, lsn);
+    durable_ = std::max(durable_, lsn);
+  }
+
+  Status read_through(SegmentId id) {
+    file_ = TIDEMARK_TRY(files_.open(path_of(id), OpenMode::read, true));
+    return window_.open(*file_);
+  }
+
   std::string path_of(SegmentId id) const { return segment_path(directory_, id); }
 
   std::unexpected<Error> corrupt(SegmentId id, std::string what) const {
@@ -86,6 +65,11 @@ class Recovery {
     for (const std::string& name : names) {
       const auto id = parse_segment_name(name);
       if ((!id && !is_reserve_name(name)) || id == SegmentId(0)) continue;
+      if (id && *id < options_.mark.segment) {  // the index knows what lives there
+        result_.segment_max = std::max(result_.segment_max, *id);
+        found_[*id];
+        continue;
+      }
       const std::string path = directory_ + "/" + name;
       const auto file = TIDEMARK_TRY(files_.open(path, OpenMode::read, true));
       const std::size_t n = TIDEMARK_TRY(file->read_at(0, block.span()));
@@ -141,7 +125,7 @@ class Recovery {
     for (const SegmentHeader* at = newest;;) {
       const SegmentId id(at->segment), before(at->predecessor);
       chain_.push_front(id);
-      durable_ = std::max(durable_, Lsn(at->durable_lsn));
+      note_stated(Lsn(at->durable_lsn));
       if (id == mark.segment) return {};
       const bool begins_at_mark = before == mark.segment && at->predecessor_end == mark.offset &&
                                   at->predecessor_checksum == mark.checksum && at->first_lsn == mark.lsn.value() + 1;
@@ -201,10 +185,11 @@ class Recovery {
                        "begins with LSN " + std::to_string(header.first_lsn) + ", beyond where the index has come to");
       }
       if (released(id) != nullptr && after != nullptr) {
+        leave_mark(Mark::released_passed_over);
         position_ = {id, after->predecessor_end, Lsn(after->first_lsn), after->predecessor_checksum};
         continue;
       }
-      TIDEMARK_TRY(window_.open(files_, path_of(id)));
+      TIDEMARK_TRY(read_through(id));
       const std::uint64_t end = after != nullptr ? after->predecessor_end : window_.size();
       while (position_.offset < end) {
         auto expected = expectation(id, Incarnation(header.incarnation), position_.offset);
@@ -225,7 +210,7 @@ class Recovery {
         Pending pending;
         const auto parsed = parse_commit(bytes, expected, pending.info);
         // A header that is whole tells what was durable before it, even if what it heads is not whole.
-        durable_ = std::max(durable_, Lsn(commit_header->durable_lsn));
+        note_stated(Lsn(commit_header->durable_lsn));
         if (!parsed) return break_at(parsed.error());
         if (position_.offset + commit_header->size > end)
           return break_at({Code::corrupt, "commit", "passes its segment's end", ""});
@@ -266,7 +251,7 @@ class Recovery {
       if (header) {
         // An older incarnation's leftovers were judged when the newer one was opened.
         if (Incarnation(header->incarnation) != newest_incarnation_) continue;
-        durable_ = std::max(durable_, Lsn(header->durable_lsn));
+        note_stated(Lsn(header->durable_lsn));
         TIDEMARK_TRY(scan(id, newest_incarnation_, limits::kIoAlignment));
       } else {
         TIDEMARK_TRY(expect_unused(id));
@@ -276,13 +261,13 @@ class Recovery {
   }
 
   Status scan(SegmentId id, Incarnation incarnation, std::uint64_t from) {
-    TIDEMARK_TRY(window_.open(files_, path_of(id)));
+    TIDEMARK_TRY(read_through(id));
     std::uint64_t last_end = from;
     for (std::uint64_t at = from; at < window_.size(); at += limits::kIoAlignment) {
       const auto bytes = TIDEMARK_TRY(window_.at(at, limits::kIoAlignment));
       const auto header = parse_commit_header(bytes, expectation(id, incarnation, at));
       if (!header) continue;
-      durable_ = std::max(durable_, Lsn(header->durable_lsn));
+      note_stated(Lsn(header->durable_lsn));
       last_end = std::max(last_end, at + header->size);
     }
     result_.torn_bytes += last_end - from;
@@ -292,7 +277,7 @@ class Recovery {
   // A file that is named for the log and has no header: on deck, never begun. A header is durable before its
   // first commit, so a commit in there means that the header was lost.
   Status expect_unused(SegmentId id) {
-    TIDEMARK_TRY(window_.open(files_, path_of(id)));
+    TIDEMARK_TRY(read_through(id));
     for (std::uint64_t at = limits::kIoAlignment; at < window_.size(); at += limits::kIoAlignment) {
       const auto bytes = TIDEMARK_TRY(window_.at(at, limits::kIoAlignment));
       if (bytes.size() < sizeof(CommitHeader)) break;
@@ -357,13 +342,13 @@ class Recovery {
     const LogMark& mark = options_.mark;
     if (handed_) {
       result_.tail = {Lsn(handed_->next_lsn.value() - 1), handed_->checksum, handed_->segment, handed_->offset,
-                      durable_};
+                      stated_};
     } else if (mark.segment.value() != 0) {
-      result_.tail = {mark.lsn, mark.checksum, mark.segment, mark.offset, durable_};
+      result_.tail = {mark.lsn, mark.checksum, mark.segment, mark.offset, stated_};
     } else if (!chain_.empty()) {
       const SegmentHeader& first = *header_of(chain_.front());
       result_.tail = {Lsn(first.first_lsn - 1), first.predecessor_checksum, SegmentId(first.predecessor),
-                      first.predecessor_end, durable_};
+                      first.predecessor_end, stated_};
     }
     result_.durable_lsn = durable_;
     // Older than the mark: all of them, whatever their headers say; the index knows what lives there. From the mark on:
@@ -376,9 +361,11 @@ class Recovery {
       const bool chained = id <= last && std::ranges::find(chain_, id) != chain_.end();
       if (old || chained) result_.segments.push_back(id);
     }
-    if (result_.torn_bytes > 0)
+    if (result_.torn_bytes > 0) {
+      leave_mark(Mark::torn_tail);
       spdlog::info("storage: dropped a torn tail partition={} after_lsn={} bytes={}", options_.partition.value(),
                    result_.tail.last_lsn.value(), result_.torn_bytes);
+    }
     return std::move(result_);
   }
 
@@ -393,10 +380,12 @@ class Recovery {
   Position position_;  // where the walk has come to
   std::string break_why_;
   Lsn durable_;                  // D, as far as known
+  Lsn stated_;                   // of that, what the log itself says: without the index nothing else is known
   std::deque<Pending> pending_;  // walked, not yet handed on: what may have been in flight
   std::optional<Position> handed_;
   std::vector<SegmentId> unproven_;  // hold commits above D that were handed on
-  Window window_;
+  std::unique_ptr<File> file_;       // what window_ reads
+  FileWindow window_{kWindow};
   RecoveryResult result_;
 };
 

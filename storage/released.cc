@@ -1,8 +1,10 @@
 #include "storage/released.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/checksum.h"
+#include "base/planted.h"
 
 namespace tidemark::storage {
 
@@ -25,6 +27,35 @@ static_assert(sizeof(Head) == 32);
 std::string path_of(const std::string& directory) { return directory + "/released"; }
 
 }  // namespace
+
+bool Released::tells_of(SegmentId segment) const {
+  return segment < begin || std::ranges::any_of(
+                                segments,
+                                [&](const SegmentHeader& header) {
+                                  return header.predecessor < segment.value() && segment.value() <= header.segment;
+                                });
+}
+
+void Released::join_neighbours() {
+  std::ranges::sort(segments, {}, &SegmentHeader::segment);
+  std::vector<SegmentHeader> joined;
+  for (const SegmentHeader& header : segments) {
+    if (joined.empty() || header.predecessor != joined.back().segment) {
+      joined.push_back(header);
+      continue;
+    }
+    SegmentHeader& first = joined.back();
+    SegmentHeader all = header;
+    if (!planted(Planted::released_run_unlinked)) {
+      all.first_lsn = first.first_lsn;
+      all.predecessor = first.predecessor;
+      all.predecessor_end = first.predecessor_end;
+      all.predecessor_checksum = first.predecessor_checksum;
+    }
+    first = all;
+  }
+  segments = std::move(joined);
+}
 
 std::vector<std::byte> encode_released(const Released& released) {
   std::vector<std::byte> bytes;

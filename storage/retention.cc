@@ -1,6 +1,7 @@
 #include "storage/retention.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace tidemark::storage {
 
@@ -12,15 +13,27 @@ WallMicros micros_between(RetentionClock::Time from, RetentionClock::Time to) {
 
 }  // namespace
 
-RetentionClock::RetentionClock(std::optional<WallMicros> seen_us, WallMicros wall_us, Time monotonic)
-    : now_us_(wall_us), wall_us_(wall_us), monotonic_(monotonic) {
-  if (!seen_us || wall_us - *seen_us <= kFreeStep) return;
+RetentionClock::RetentionClock(std::optional<WallMicros> seen_us, WallMicros wall_us, Time monotonic, Back back)
+    : now_us_(wall_us), wall_us_(wall_us), monotonic_(monotonic), back_(back) {
+  if (!seen_us || !differs(wall_us, *seen_us)) return;
   now_us_ = *seen_us;
   begin_step();
 }
 
+bool RetentionClock::differs(WallMicros wall_us, WallMicros own_us) const {
+  return wall_us - own_us > kFreeStep || (back_ == Back::hold && own_us - wall_us > kFreeStep);
+}
+
 void RetentionClock::begin_step() {
-  step_ = Step{.since = monotonic_, .after_us = std::min(wall_us_ - now_us_, kBelieveAfterMax)};
+  step_ = Step{.since = monotonic_, .after_us = std::min(std::abs(wall_us_ - now_us_), kBelieveAfterMax)};
+}
+
+WallMicros RetentionClock::now_us(Time monotonic) {
+  const WallMicros passed = std::max<WallMicros>(0, micros_between(monotonic_, monotonic));
+  now_us_ += passed;
+  wall_us_ += passed;
+  monotonic_ = std::max(monotonic_, monotonic);
+  return now_us_;
 }
 
 bool RetentionClock::observe(WallMicros wall_us, Time monotonic) {
@@ -30,8 +43,8 @@ bool RetentionClock::observe(WallMicros wall_us, Time monotonic) {
   wall_us_ = wall_us;
   monotonic_ = std::max(monotonic_, monotonic);
   const WallMicros own = now_us_ + passed;
-  if (wall_us <= own + kFreeStep) {  // in step, or set back
-    now_us_ = wall_us;
+  if (!differs(wall_us, own)) {  // in step, or set back
+    now_us_ = back_ == Back::hold ? std::max(now_us_, wall_us) : wall_us;
     step_.reset();
     return false;
   }

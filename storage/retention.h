@@ -10,9 +10,11 @@
 //     monotonic time, held back. The step is believed after as much steady time as it is long, a day at most; another
 //     step, to and fro, begins that anew
 //   - a step back is followed at once: everything becomes younger, and nothing goes. Should that one have been the
-//   wrong
-//     one, setting the clock right is a step ahead
+//     wrong one, setting the clock right is a step ahead
 // So nothing goes because of a clock that is set wrong for less than a day; and an administrator is told (held()).
+//
+// Rungs count buckets (storage/ladder.h), so each leap of the clock by which points are sorted into them costs a point
+// a rung, whichever way it goes. They go by a second clock, which holds back a step back in the same way.
 //
 // --- the schedule ---
 // A machine is looked at when it committed epochs (not at each, but after a sixth of its dense window, ten minutes at
@@ -45,22 +47,30 @@ class RetentionClock {
     WallMicros believed_us = 0;  // when this clock will follow it, in the wall clock's time
   };
 
+  enum class Back : std::uint8_t {
+    follow,  // a step back, at once
+    hold,    // like one ahead; and over a small one it stands still, so that it only goes back when one is believed
+  };
+
   // `seen_us`: a time that has surely come; nullopt: nothing is known, the wall clock is taken.
-  RetentionClock(std::optional<WallMicros> seen_us, WallMicros wall_us, Time monotonic);
+  RetentionClock(std::optional<WallMicros> seen_us, WallMicros wall_us, Time monotonic, Back back = Back::follow);
   // Once a second or so. True: it just leapt ahead, because a step was believed.
   bool observe(WallMicros wall_us, Time monotonic);
   WallMicros now_us() const { return now_us_; }
+  WallMicros now_us(Time monotonic);  // going on at its own pace since it was last told the time
   std::optional<Held> held() const;
 
  private:
   WallMicros now_us_;
   WallMicros wall_us_;
   Time monotonic_;
+  Back back_;
   struct Step {
     Time since;
     WallMicros after_us;  // of steady time
   };
   std::optional<Step> step_;
+  bool differs(WallMicros wall_us, WallMicros own_us) const;
   void begin_step();
 };
 

@@ -16,6 +16,7 @@
 
 #include "base/aligned_buffer.h"
 #include "base/check.h"
+#include "base/marks.h"
 
 namespace tidemark::storage {
 namespace {
@@ -28,6 +29,8 @@ constexpr std::size_t kFormatChunk = 1_MiB;
 std::string reserve_name(std::uint64_t serial) {
   return fmt::format("{}{:06}{}", kReservePrefix, serial, kSegmentSuffix);
 }
+
+std::string format_name(std::uint64_t serial) { return fmt::format("{}{:06}.tmp", kFormatPrefix, serial); }
 
 class Keeper final : public SegmentKeeper {
  public:
@@ -67,10 +70,19 @@ class Keeper final : public SegmentKeeper {
   void recycle(SegmentId id) override { enqueue({id, true}); }
   void discard(SegmentId id) override { enqueue({id, false}); }
 
+  void expect_large_commits(bool large) override {
+    {
+      const std::lock_guard lock(mutex_);
+      large_ = large;
+    }
+    work_.notify_one();
+  }
+
   void retry() override {
     {
       const std::lock_guard lock(mutex_);
       error_.reset();
+      dry_failed_ = false;
     }
     work_.notify_one();
   }
@@ -98,7 +110,7 @@ class Keeper final : public SegmentKeeper {
   std::uint64_t segment_size() const override { return options_.segment_size; }
 
  private:
-  enum class Work : std::uint8_t { none, clear, name, format };
+  enum class Work : std::uint8_t { none, clear, name, format, drop_blank };
   struct Dead {
     SegmentId id;
     bool keep;  // as reserve, if it fits and is wanted
@@ -119,9 +131,17 @@ class Keeper final : public SegmentKeeper {
     work_.notify_one();
   }
 
+  static bool is_blank(const std::string& name) { return name.starts_with(kFormatPrefix); }
+
+  bool dry() const { return !on_deck_ && reserve_.empty(); }  // with the mutex
+
   Work next_work() const {  // with the mutex
     if (!dead_.empty()) return Work::clear;
-    if (error_) return Work::none;
+    // Small commits are on their way again: what is merely allocated makes room for what is written. Not where nothing
+    // may be made in its place.
+    if (!large_ && !error_ && std::ranges::any_of(reserve_, is_blank)) return Work::drop_blank;
+    // Why there is no other one need not keep us from making the only one.
+    if (error_ && !(dry() && error_->code == Code::no_space && !dry_failed_)) return Work::none;
     if (!on_deck_ && !reserve_.empty()) return Work::name;
     if (reserve_.size() + (on_deck_ ? 1 : 0) < std::max(1U, options_.reserve)) return Work::format;
     return Work::none;
@@ -134,12 +154,13 @@ class Keeper final : public SegmentKeeper {
     if (work == Work::none || (quick && work == Work::format)) return false;
     const auto [what, done] = perform(work, lock);
     if (!done) {
+      leave_mark(Mark::no_segment);
       // Said once, not at every retry: stats go on to tell.
       if (said_ != done.error().code)
         spdlog::warn("storage: cannot {} directory={} error=\"{}\"", what, options_.directory, done.error().message());
       said_ = done.error().code;
       error_ = done.error();
-    } else if (work == Work::format && std::exchange(said_, Code::ok) != Code::ok) {
+    } else if (work == Work::format && !error_ && std::exchange(said_, Code::ok) != Code::ok) {
       spdlog::info("storage: segments are formatted again directory={}", options_.directory);
     }
     if (work == Work::clear && done) return true;
@@ -155,9 +176,9 @@ class Keeper final : public SegmentKeeper {
       case Work::clear: {
         const Dead dead = dead_.front();
         dead_.pop_front();
-        const bool wanted = dead.keep && reserve_.size() < std::size_t{2} * std::max(1U, options_.reserve);
+        const std::size_t ready = reserve_.size();
         lock.unlock();
-        auto name = clear(dead, wanted);
+        auto name = clear(dead, dead.keep && ready < reserve_max());
         lock.lock();
         if (!name) return {"put a dead segment away", std::unexpected(std::move(name).error())};
         ++(name->empty() ? stats_.removed : stats_.recycled);
@@ -184,14 +205,27 @@ class Keeper final : public SegmentKeeper {
       }
       case Work::format: {
         const std::uint64_t serial = ++serial_;
+        const bool last_resort = dry(), blank = large_;
         lock.unlock();
-        auto formatted = format(serial);
+        auto formatted = format(serial, blank, last_resort ? options_.free_space_hard : options_.free_space_min);
         lock.lock();
-        if (!formatted) return {"format a segment", formatted};
+        if (!formatted) {
+          dry_failed_ = last_resort;
+          return {"format a segment", formatted};
+        }
         if (stop_) return {};
-        reserve_.push_back(reserve_name(serial));
-        ++stats_.formatted;
+        reserve_.push_back(blank ? format_name(serial) : reserve_name(serial));
+        ++(blank ? stats_.allocated : stats_.formatted);
         return {};
+      }
+      case Work::drop_blank: {
+        const auto blank = std::ranges::find_if(reserve_, is_blank);
+        const std::string name = std::move(*blank);
+        reserve_.erase(blank);
+        lock.unlock();
+        const Status removed = files_.remove(path_of(name));  // else when the directory is opened again
+        lock.lock();
+        return {"remove a segment that is merely allocated", removed};
       }
       case Work::none: break;
     }
@@ -227,23 +261,37 @@ class Keeper final : public SegmentKeeper {
                                      TIDEMARK_TRY(files_.open(path, OpenMode::read_write, true)));
   }
 
-  Status format(std::uint64_t serial) {
+  // Of recycled segments more are kept than are made, while there is space.
+  std::size_t reserve_max() const {
+    const std::size_t reserve = std::max(1U, options_.reserve);
+    const auto space = files_.space(options_.directory);
+    return space && space->available < options_.free_space_min ? 1 : 2 * reserve;
+  }
+
+  Status format(std::uint64_t serial, bool blank, std::uint64_t to_stay_free) {
     const SpaceInfo space = TIDEMARK_TRY(files_.space(options_.directory));
-    if (space.available < options_.free_space_min + options_.segment_size)
+    if (space.available < to_stay_free + options_.segment_size)
       return fail(Code::no_space, options_.directory,
                   fmt::format("has {} MiB left, a new segment takes {} and {} are to stay free", space.available >> 20,
-                              options_.segment_size >> 20, options_.free_space_min >> 20),
+                              options_.segment_size >> 20, to_stay_free >> 20),
                   "free space on its file system, or enlarge it");
-    const std::string path = path_of(fmt::format("{}{:06}.tmp", kFormatPrefix, serial));
-    const Status written = write_zeroes(path);
+    const std::string path = path_of(format_name(serial));
+    const Status written = blank ? allocate(path) : write_zeroes(path);
     if (!written || stop_) {
       // Best effort: what cannot be removed now is removed when the directory is opened again.
       if (const Status removed = files_.remove(path); !removed && removed.error().code != Code::not_found)
         spdlog::warn("storage: a half-formatted segment stays error=\"{}\"", removed.error().message());
       return written;
     }
+    if (blank) return {};  // it keeps that name, and is nothing after a restart
     TIDEMARK_TRY(files_.rename(path, path_of(reserve_name(serial))));
     return files_.sync_directory(options_.directory);
+  }
+
+  Status allocate(const std::string& path) {
+    const auto file = TIDEMARK_TRY(files_.open(path, OpenMode::create, true));
+    TIDEMARK_TRY(file->allocate(options_.segment_size));
+    return file->sync();
   }
 
   Status write_zeroes(const std::string& path) {
@@ -316,9 +364,11 @@ class Keeper final : public SegmentKeeper {
   std::deque<std::string> reserve_;  // names
   std::deque<Dead> dead_;            // bounded by the segments there are
   std::optional<Error> error_;
-  Code said_ = Code::ok;  // of the error that was logged last
+  bool dry_failed_ = false;  // it came when none was ready
+  Code said_ = Code::ok;     // of the error that was logged last
   Stats stats_;
   SegmentId last_id_;
+  bool large_ = false;
   std::uint64_t serial_ = 0;  // of the last reserve name; of the thread that works
 };
 

@@ -4,7 +4,7 @@
 // Names in the log's directory:
 //   00000000000000a7.segment   a segment, by its id in hexadecimal: in the log, or on deck to be the next one
 //   reserve-000003.segment     formatted and ready for an id; what it holds is zeroes or of another id, never taken for
-//   data format-000004.tmp          being formatted; removed when found
+//   data format-000004.tmp          being formatted, or merely allocated; removed when found
 //
 // One segment is always on deck: named by its id, the directory synced, the file open; take() only hands it over. A
 // handed-out file was written from end to end before (a durable write into merely allocated space costs eight times
@@ -52,9 +52,12 @@ struct SegmentKeeperOptions {
   std::string directory;                                     // exists
   std::uint64_t segment_size = limits::kSegmentSizeDefault;  // a multiple of limits::kIoAlignment
   std::uint32_t reserve = limits::kReserveSegments;          // ready ones to keep, the one on deck included; at least 1
-  std::uint64_t free_space_min = 0;  // no segment is formatted that would leave less on the file system
-  SegmentId last_id;                 // RecoveryResult::segment_max: ids go on after it
-  std::vector<SegmentId> live;       // RecoveryResult::segments: every other segment file is taken as reserve
+  // No segment is formatted that would leave less on the file system; when none is ready, down to free_space_hard: the
+  // log must take the records that pruning writes, when it takes nothing else any more.
+  std::uint64_t free_space_min = 0;
+  std::uint64_t free_space_hard = 0;
+  SegmentId last_id;            // RecoveryResult::segment_max: ids go on after it
+  std::vector<SegmentId> live;  // RecoveryResult::segments: every other segment file is taken as reserve
   bool background = true;
 };
 
@@ -72,6 +75,9 @@ class SegmentKeeper {
   virtual void recycle(SegmentId id) = 0;
   // A segment whose file failed: removed, not used again.
   virtual void discard(SegmentId id) = 0;
+  // What is made from now on is only allocated, as long as commits are large: a large commit takes about as long there,
+  // and zeroes in front of it would double what is written.
+  virtual void expect_large_commits(bool large) = 0;
   // Tries again after an error (a full disk). Without an error it does nothing.
   virtual void retry() = 0;
   // Called whenever a segment becomes ready or an error comes up, on the keeper's thread (or inside step() and take()).
@@ -84,6 +90,7 @@ class SegmentKeeper {
   struct Stats {
     std::uint32_t ready = 0;      // on deck and in reserve
     std::uint64_t formatted = 0;  // since open
+    std::uint64_t allocated = 0;  // and those that were not written
     std::uint64_t recycled = 0;
     std::uint64_t removed = 0;
     std::optional<Error> error;  // why no segment is being made now

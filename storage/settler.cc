@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <ranges>
 
+#include "base/marks.h"
 #include "base/thread_task.h"
 #include "storage/epoch_progress.h"
 #include "storage/segment_keeper.h"
@@ -21,7 +23,8 @@ namespace {
 
 constexpr std::chrono::seconds kTick{1};
 constexpr std::chrono::seconds kRetry{10};
-constexpr std::size_t kFoldRegions = 256;  // folded in one step
+constexpr std::size_t kFoldRegions = 256;       // folded in one step
+constexpr WallMicros kShortEvery = 10'000'000;  // with little space: between two folds, or tries of a segment
 constexpr std::size_t kHistoryBytesMax = limits::kFramePayloadMax - 4096;
 
 }  // namespace
@@ -60,13 +63,22 @@ void Settler::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-void Settler::drop_points(const MachineId& machine, std::vector<EpochNumber> epochs) {
+void Settler::drop_points(const MachineId& machine, const std::vector<EpochNumber>& epochs) {
   if (epochs.empty()) return;
   {
     const std::lock_guard lock(mutex_);
-    drops_[machine].insert(epochs.begin(), epochs.end());
+    auto& asked = drops_[machine];
+    for (const EpochNumber epoch : epochs) asked.try_emplace(epoch, false);
   }
   wake_.notify_one();
+}
+
+void Settler::keep_points(const MachineId& machine) {
+  const std::lock_guard lock(mutex_);
+  const auto asked = drops_.find(machine);
+  if (asked == drops_.end()) return;
+  std::erase_if(asked->second, [](const auto& one) { return !one.second; });
+  if (asked->second.empty()) drops_.erase(asked);
 }
 
 // --- what the log is to tell ---
@@ -75,9 +87,11 @@ void Settler::send(Record record) {
   const std::lock_guard lock(mutex_);
   ++in_flight_[record.machine].waiting;
   outbox_.push_back(std::move(record));
+  to_append_.store(true, std::memory_order_release);
 }
 
 std::optional<Settler::Record> Settler::next_record() {
+  if (!to_append_.load(std::memory_order_acquire)) return std::nullopt;
   const std::lock_guard lock(mutex_);
   if (outbox_.empty()) return std::nullopt;
   return outbox_.front();
@@ -90,6 +104,7 @@ void Settler::appended(Lsn lsn) {
     sent.last = lsn;
     --sent.waiting;
     outbox_.pop_front();
+    to_append_.store(!outbox_.empty(), std::memory_order_relaxed);
   }
   wake_.notify_one();
 }
@@ -158,7 +173,7 @@ bool Settler::work() {
 // --- dropping points ---
 
 Result<bool> Settler::drop_some() {
-  std::vector<std::pair<MachineId, std::set<EpochNumber>>> asked;
+  std::vector<std::pair<MachineId, std::map<EpochNumber, bool>>> asked;
   {
     const std::lock_guard lock(mutex_);
     asked.assign(drops_.begin(), drops_.end());
@@ -172,13 +187,14 @@ Result<bool> Settler::drop_some() {
     const auto record = index().machine(machine);
     std::vector<EpochNumber> going, waiting;
     EpochNumber through(index().homes(machine).value_or(pb::MachineHomes()).through());
-    for (const EpochNumber epoch : epochs) {
+    for (const EpochNumber epoch : std::views::keys(epochs)) {
       if (!record || record->removed() || !newest || epoch.value() >= newest->number()) continue;
       if (!TIDEMARK_TRY(index().epoch(machine, epoch))) {
         context_->uses.dropped(machine, epoch);  // gone: by a drop before, or it never was
         continue;
       }
       if (!context_->uses.drop(machine, epoch)) {
+        leave_mark(Mark::drop_waits);
         waiting.push_back(epoch);
         continue;
       }
@@ -196,11 +212,12 @@ Result<bool> Settler::drop_some() {
     const std::lock_guard lock(mutex_);
     auto& left = drops_[machine];
     // Those that go are looked at once more, when the index has it: then they may be forgotten.
-    for (const EpochNumber epoch : epochs) {
+    for (const EpochNumber epoch : std::views::keys(epochs)) {
       if (std::ranges::find(waiting, epoch) == waiting.end() && std::ranges::find(going, epoch) == going.end()) {
         left.erase(epoch);
       }
     }
+    for (const EpochNumber epoch : going) left[epoch] = true;
     if (left.empty()) drops_.erase(machine);
     if (!going.empty()) {
       stats_.points_dropped += going.size();
@@ -210,28 +227,56 @@ Result<bool> Settler::drop_some() {
   return did;
 }
 
+void Settler::set_gone(std::vector<GoneLsns> gone) {
+  const std::lock_guard lock(mutex_);
+  gone_ = std::move(gone);
+}
+
+// Ranges of which no record is left, nor the one that ended them (it may stand right behind), hide nothing any more,
+// and no rebuild would come upon them.
+void Settler::forget_gone(pb::AbortedRanges& aborted) {
+  const std::lock_guard lock(mutex_);
+  auto* ranges = aborted.mutable_ranges();
+  const auto left = std::remove_if(ranges->begin(), ranges->end(), [&](const pb::AbortedRanges::Range& range) {
+    const auto behind =
+        std::ranges::upper_bound(gone_, range.first_lsn(), {}, [](const GoneLsns& gone) { return gone.first.value(); });
+    return behind != gone_.begin() && range.last_lsn() + 1 < std::prev(behind)->end.value();
+  });
+  if (left == ranges->end()) return;
+  leave_mark(Mark::aborts_forgotten);
+  stats_.aborts_forgotten += static_cast<std::uint64_t>(ranges->end() - left);
+  ranges->erase(left, ranges->end());
+}
+
 // All that is left of the machine's epochs up to `through`.
 Result<bool> Settler::send_history(const MachineId& machine, EpochNumber through,
                                    const std::vector<EpochNumber>& without) {
   pb::HistoryRecord record;
   record.set_through(through.value());
-  auto epochs = TIDEMARK_TRY(index().epochs(machine, 0, true));
+  auto epochs = TIDEMARK_TRY(index().epochs(machine, 0, true, through));
   std::reverse(epochs.begin(), epochs.end());
   for (pb::EpochEntry& entry : epochs) {
     const EpochNumber number(entry.number());
-    if (number > through) break;
     if (std::ranges::find(without, number) == without.end()) *record.add_epochs() = std::move(entry);
   }
-  if (auto aborted = index().aborted(machine)) *record.mutable_aborted() = *std::move(aborted);
+  if (auto aborted = index().aborted(machine)) {
+    forget_gone(*aborted);
+    *record.mutable_aborted() = *std::move(aborted);
+  }
   std::string payload = record.SerializeAsString();
   if (payload.size() > kHistoryBytesMax) {
     if (too_many_points_.insert(machine).second) {
       spdlog::warn("event=too_many_points path={} machine={} points={} remedy=\"{}\"", directory_, machine.to_string(),
                    record.epochs_size(), "set a shorter dense window: until then its old segments stay");
     }
+    const std::lock_guard lock(mutex_);
+    stats_.too_many_points = too_many_points_.size();
     return false;
   }
-  too_many_points_.erase(machine);
+  if (too_many_points_.erase(machine) != 0) {
+    const std::lock_guard lock(mutex_);
+    stats_.too_many_points = too_many_points_.size();
+  }
   send({.type = RecordType::history, .machine = machine, .payload = std::move(payload)});
   return true;
 }
@@ -248,7 +293,9 @@ Result<bool> Settler::fold_some() {
     }
     for (const MachineId& machine : wanted) {
       const auto last = folded_.find(machine);
-      const bool soon = last != folded_.end() && now >= last->second && now - last->second < options_.fold_every_us;
+      const WallMicros every =
+          short_of_space() ? std::min(options_.fold_every_us, kShortEvery) : options_.fold_every_us;
+      const bool soon = last != folded_.end() && now >= last->second && now - last->second < every;
       if (soon || in_flight(machine)) continue;
       const auto record = index().machine(machine);
       {
@@ -273,7 +320,7 @@ Result<bool> Settler::fold_some() {
   }
   const VolumeId volume = fold_->volumes.back();
   const auto regions = TIDEMARK_TRY(index().regions(volume, fold_->region, kFoldRegions));
-  const Machine machine = TIDEMARK_TRY(load_machine(index(), fold_->machine));
+  const Machine machine = TIDEMARK_TRY(load_machine(index(), fold_->machine, EpochNumber(UINT64_MAX)));
   std::vector<RegionChange> changes;
   for (const std::uint32_t region : regions) {
     if (stopping() || machine.points.empty()) break;
@@ -338,58 +385,16 @@ Status Settler::change(std::vector<RegionChange>& changes, std::vector<SegmentId
 
 // --- choosing what to settle ---
 
-// What stands in a segment is as old as the commits that follow it in the next one.
-Result<bool> Settler::old_enough(SegmentId segment, SegmentId successor) {
-  if (options_.settle_after_us == 0) return true;
-  auto filled = filled_.find(segment);
-  if (filled == filled_.end()) {
-    const auto opened = files_.open(segment_path(directory_ + "/log", successor), OpenMode::read, false);
-    if (!opened && opened.error().code == Code::not_found) return false;  // just given back: its own successor counts
-    if (!opened) return std::unexpected(opened.error());
-    const auto& file = *opened;
-    AlignedBuffer block(limits::kIoAlignment);
-    if (TIDEMARK_TRY(file->read_at(limits::kIoAlignment, block.span())) < sizeof(CommitHeader)) return false;
-    CommitHeader header;
-    std::memcpy(&header, block.data(), sizeof header);
-    // Believed for its time only, and only if it is of this segment: nothing is lost if it is not.
-    if (header.magic != kCommitMagic || header.segment != successor.value()) return false;
-    filled = filled_.emplace(segment, header.arrival_us).first;
-  }
-  filled->second = std::min(filled->second, clock_.wall_us());  // by a clock that was set back since: as of now
-  return clock_.wall_us() - filled->second >= options_.settle_after_us;
-}
-
 bool Settler::was_tried(SegmentId segment) const {
   const auto found = tried_.find(segment);
   if (found == tried_.end()) return false;
   const WallMicros passed = clock_.wall_us() - found->second.at_us;
-  return found->second.indexed == index().mark().lsn || (passed >= 0 && passed < options_.settle_after_us / 6);
+  const WallMicros pause = options_.settle_after_us / 6;
+  return found->second.indexed == index().mark().lsn ||
+         (passed >= 0 && passed < (short_of_space() ? std::min(pause, kShortEvery) : pause));
 }
 
 void Settler::tried(SegmentId segment) { tried_[segment] = {.indexed = index().mark().lsn, .at_us = clock_.wall_us()}; }
-
-Result<bool> Settler::settle_some() {
-  const auto segments = index().segments();
-  const SegmentId current = index().mark().segment;
-  std::erase_if(tried_, [&](const auto& tried) { return !index().knows_segment(tried.first); });
-  std::erase_if(filled_, [&](const auto& filled) { return !index().knows_segment(filled.first); });
-  std::erase_if(waits_, [&](const auto& wait) {
-    const auto open = index().open_epoch(wait.second.first);
-    return !open || open->number() != wait.second.second.value();
-  });
-  std::vector<SegmentId> victims;
-  for (std::size_t i = 0; i + 1 < segments.size() && victims.size() < options_.victims_max; ++i) {
-    const auto& [segment, references] = segments[i];
-    if (is_cold(segment) || segment >= current || is_cold(segments[i + 1].first)) break;
-    if (references == 0 || waits_.contains(segment) || was_tried(segment)) continue;
-    if (!TIDEMARK_TRY(old_enough(segment, segments[i + 1].first))) break;
-    victims.push_back(segment);
-  }
-  if (victims.empty()) return false;
-  TIDEMARK_TRY(settle_each(victims));
-  for (const SegmentId segment : victims) tried(segment);
-  return true;
-}
 
 Status Settler::settle_each(const std::vector<SegmentId>& victims) {
   const auto passing = [](const Error& error) { return error.code == Code::cancelled || error.code == Code::no_space; };
@@ -407,6 +412,7 @@ Status Settler::settle_each(const std::vector<SegmentId>& victims) {
 }
 
 Result<bool> Settler::compact_some() {
+  if (waits_for_space()) return false;
   const auto segments = index().segments();
   std::erase_if(extents_, [&](const auto& known) { return !index().knows_segment(known.first); });
   std::vector<std::pair<double, SegmentId>> worst;
@@ -433,7 +439,7 @@ Result<bool> Settler::compact_some() {
   std::ranges::sort(worst);
   std::vector<SegmentId> victims;
   for (const auto& [live, segment] : worst) {
-    if (victims.size() < options_.victims_max) victims.push_back(segment);
+    if (victims.size() < victims_now(options_.cold_segment_size)) victims.push_back(segment);
   }
   TIDEMARK_TRY(settle_each(victims));
   // What is left in them could not be read.

@@ -7,10 +7,12 @@
 #include <cstring>
 #include <limits>
 
+#include "base/marks.h"
 #include "base/planted.h"
 #include "base/thread_task.h"
 #include "base/units.h"
 #include "storage/epoch_progress.h"
+#include "storage/file_window.h"
 #include "storage/segment_keeper.h"
 #include "storage/settler_impl.h"
 
@@ -23,12 +25,17 @@ constexpr std::size_t kExtentsMax = 256 << 10;  // of a cold segment
 
 }  // namespace
 
-Result<Settler::Machine> Settler::load_machine(const Index& index, const MachineId& id) {
-  Machine machine{.id = id, .disks = {}, .points = {}, .encoder = nullptr};
+// What the first point shows that sees `through` stays; so what is newer does not matter to what is older.
+Result<Settler::Machine> Settler::load_machine(const Index& index, const MachineId& id, EpochNumber through) {
+  Machine machine{.id = id, .disks = {}, .encrypted = {}, .points = {}, .encoder = nullptr};
   const auto record = index.machine(id);
   if (!record || record->removed()) return machine;
-  for (const pb::DiskRecord& disk : record->disks()) machine.disks[VolumeId(disk.volume())] = DiskId(disk.disk());
-  for (const pb::EpochEntry& entry : TIDEMARK_TRY(index.epochs(id, 0, true))) {
+  for (const pb::DiskRecord& disk : record->disks()) {
+    machine.disks[VolumeId(disk.volume())] = DiskId(disk.disk());
+    if (!disk.wrapped_key().empty()) machine.encrypted.insert(VolumeId(disk.volume()));
+  }
+  if (const auto last = TIDEMARK_TRY(index.first_to_see(id, through))) through = EpochNumber(last->number());
+  for (const pb::EpochEntry& entry : TIDEMARK_TRY(index.epochs(id, 0, true, through))) {
     machine.points.push_back(Lsn(entry.commit_lsn()));
   }
   std::reverse(machine.points.begin(), machine.points.end());
@@ -50,6 +57,8 @@ Status Settler::settle(const std::vector<SegmentId>& victims) {
   for (const SegmentId segment : victims) {
     TIDEMARK_TRY(is_cold(segment) ? list_cold_segment(segment, move) : list_log_segment(segment, move));
   }
+  TIDEMARK_TRY(leave_live(move));
+  if (move.victims.empty()) return {};
   for (const auto& [volume, regions] : move.regions) {
     for (const std::uint32_t region : regions) {
       if (stopping()) return fail(Code::cancelled, directory_, "it is being closed");
@@ -65,7 +74,7 @@ Status Settler::settle(const std::vector<SegmentId>& victims) {
   // Only what is flushed lets the victims go.
   TIDEMARK_TRY(indexer_.call([](Index& index) { return index.flush(); }));
   const std::lock_guard lock(mutex_);
-  stats_.segments_settled += victims.size();
+  stats_.segments_settled += move.victims.size();
   return {};
 }
 
@@ -73,10 +82,10 @@ Status Settler::settle(const std::vector<SegmentId>& victims) {
 
 Status Settler::list_log_segment(SegmentId segment, Move& move) {
   auto file = TIDEMARK_TRY(files_.open(segment_path(directory_ + "/log", segment), OpenMode::read, false));
-  AlignedBuffer buffer(limits::kCommitSizeMax);
-  const std::size_t head = TIDEMARK_TRY(file->read_at(0, buffer.span().first(limits::kIoAlignment)));
-  const SegmentHeader header =
-      TIDEMARK_TRY(parse_segment_header(buffer.span().first(head), partition_, salt_, segment));
+  FileWindow window(limits::kCommitSizeMax);
+  TIDEMARK_TRY(window.open(*file));
+  const auto begin = TIDEMARK_TRY(window.at(0, limits::kIoAlignment));
+  const SegmentHeader header = TIDEMARK_TRY(parse_segment_header(begin, partition_, salt_, segment));
   CommitExpectation expected{.partition = partition_,
                              .salt = salt_,
                              .segment = segment,
@@ -85,23 +94,34 @@ Status Settler::list_log_segment(SegmentId segment, Move& move) {
                              .chain = std::nullopt};
   CommitInfo commit;
   std::map<MachineId, EpochNumber> open;  // with blocks here
+  std::map<MachineId, std::optional<pb::MachineRecord>> records;
   while (!stopping()) {
-    const std::size_t size = TIDEMARK_TRY(file->read_at(expected.offset, buffer.span()));
     // The end of what is valid. Should it be damage instead, then what stands behind it stays referred to, and so does
     // the segment.
-    const auto parsed = parse_commit(buffer.span().first(size), expected, commit);
+    const auto front = TIDEMARK_TRY(window.at(expected.offset, sizeof(CommitHeader)));
+    const auto commit_header = parse_commit_header(front, expected);
+    if (!commit_header) break;
+    const auto parsed = parse_commit(TIDEMARK_TRY(window.at(expected.offset, commit_header->size)), expected, commit);
     if (!parsed) break;
     expected.offset += commit.size;
+    count_rate(move, commit.size);
     for (const RecordInfo& record : commit.records) {
-      move.machines.insert(record.machine);
+      std::vector<EpochNumber>& committed = move.machines[record.machine];
+      if (record.type == RecordType::epoch_commit) {
+        committed.emplace_back(TIDEMARK_TRY(parse_record<pb::EpochCommitRecord>(record)).number());
+      }
       if (record.type != RecordType::blocks && record.type != RecordType::epoch_begin) continue;
-      const auto known = index().machine(record.machine);
+      const auto [at, unknown] = records.try_emplace(record.machine);
+      if (unknown) at->second = index().machine(record.machine);
+      const std::optional<pb::MachineRecord>& known = at->second;
       if (!known || known->removed()) continue;
       if (record.type == RecordType::epoch_begin) {
         TIDEMARK_TRY(list_resize(*known, record, move));
         continue;
       }
       open[record.machine] = record.epoch;
+      EpochNumber& newest = move.newest[record.machine];
+      newest = std::max(newest, record.epoch);
       for (const pb::DiskRecord& disk : known->disks()) {
         if (disk.disk() != record.disk.value()) continue;
         const VolumeId volume(disk.volume());
@@ -123,8 +143,14 @@ Status Settler::list_log_segment(SegmentId segment, Move& move) {
     const auto still = index().open_epoch(machine);
     if (still && still->number() == epoch.value()) waits_[segment] = {machine, epoch};
   }
+  move.sizes[segment] = TIDEMARK_TRY(file->size());
   move.files[segment] = std::move(file);
   return {};
+}
+
+void Settler::count_rate(Move& move, std::uint64_t bytes) {
+  move.since_pause += bytes;
+  if (move.since_pause >= kRatePiece) hold_rate(std::exchange(move.since_pause, 0));
 }
 
 // Of a range of regions those that have anything in the index.
@@ -144,6 +170,8 @@ Status Settler::list_written(VolumeId volume, std::uint32_t first, std::uint32_t
 // A disk that shrinks gets zeroes behind its new end, by the record that begins the epoch.
 Status Settler::list_resize(const pb::MachineRecord& machine, const RecordInfo& record, Move& move) {
   const auto begin = TIDEMARK_TRY(parse_record<pb::EpochBeginRecord>(record));
+  EpochNumber& newest = move.newest[record.machine];
+  newest = std::max(newest, EpochNumber(begin.number()));
   for (const pb::DiskSizeRecord& size : begin.disks()) {
     for (const pb::DiskRecord& disk : machine.disks()) {
       if (disk.disk() != size.disk()) continue;
@@ -158,6 +186,10 @@ Status Settler::list_cold_segment(SegmentId segment, Move& move) {
   auto file = TIDEMARK_TRY(files_.open(cold_path(directory_ + "/cold", segment), OpenMode::read, false));
   for (const ColdExtent& extent : TIDEMARK_TRY(read_cold_table(*file, segment, partition_, salt_))) {
     move.regions[extent.volume].insert(extent.region);
+    const auto owner = move.owners.find(extent.volume);
+    if (owner == move.owners.end()) continue;
+    EpochNumber& newest = move.newest[owner->second];
+    newest = std::max(newest, extent.epoch);
   }
   move.files[segment] = std::move(file);
   return {};
@@ -170,7 +202,8 @@ Result<Settler::Machine*> Settler::machine_of(Move& move, VolumeId volume) {
   if (owner == move.owners.end()) return nullptr;
   auto found = move.loaded.find(owner->second);
   if (found == move.loaded.end()) {
-    found = move.loaded.emplace(owner->second, TIDEMARK_TRY(load_machine(index(), owner->second))).first;
+    const EpochNumber newest = move.newest[owner->second];
+    found = move.loaded.emplace(owner->second, TIDEMARK_TRY(load_machine(index(), owner->second, newest))).first;
   }
   Machine& machine = found->second;
   return machine.points.empty() || !machine.disks.contains(volume) ? nullptr : &machine;
@@ -237,21 +270,27 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
   const DeltaExtent& extent = version.extent;
   const std::size_t size = limits::kBlockHeaderSize + extent.stored_size;
   const std::uint64_t start = round_down(extent.offset, limits::kIoAlignment);
+  static_assert(limits::kBlockHeaderSize + wire::kSealedOverhead < limits::kIoAlignment);
   if (!move.buffer) move.buffer = AlignedBuffer(limits::kBlockPlainSizeMax + 4 * limits::kIoAlignment);
   const std::span<std::byte> space =
       move.buffer.span().first(round_up(extent.offset + size, limits::kIoAlignment) - start);
   const auto damaged = [&](const std::string& what) -> Status {
+    leave_mark(Mark::settler_met_damage);
     {
       const std::lock_guard lock(mutex_);
       ++stats_.damaged_blocks;
     }
     context_->damaged_reads.fetch_add(1, std::memory_order_relaxed);
-    spdlog::error(
-        "event=damaged_block path={} segment={:#x} offset={} machine={} volume={} epoch={} first_granule={} "
-        "granules={} "
-        "error=\"{}\"",
-        directory_, version.segment.value(), extent.offset, machine.id.to_string(), move.volume.value(),
-        version.epoch.value(), region_start + extent.first, extent.count, what);
+    context_->damage.report({.machine = machine.id,
+                             .volume = move.volume,
+                             .disk = machine.disks.at(move.volume),
+                             .epoch = version.epoch,
+                             .first_granule = region_start + extent.first,
+                             .granules = extent.count,
+                             .segment = version.segment,
+                             .offset = extent.offset,
+                             .stored_size = extent.stored_size,
+                             .what = what});
     to.push_back(version);  // where it is, so that who reads it is told
     return {};
   };
@@ -270,7 +309,8 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
                      .segment = version.segment,
                      .offset = extent.offset,
                      .stored_size = extent.stored_size,
-                     .epoch = version.epoch};
+                     .epoch = version.epoch,
+                     .sealed = extent.sealed};
   const DiskId disk = machine.disks.at(move.volume);
   if (const auto damage = find_damage(machine.id, disk, named, header, stored)) return damaged(*damage);
 
@@ -280,19 +320,37 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
       ++stats_.blocks_moved;
       stats_.bytes_moved += bytes;
     }
-    move.since_pause += bytes;
-    if (move.since_pause >= kRatePiece) hold_rate(std::exchange(move.since_pause, 0));
+    count_rate(move, bytes);
+  };
+  // Of a volume that was encrypted later on, what is still in the clear is sealed on its way.
+  const auto key = machine.encrypted.contains(move.volume) ? context_->keys->find(move.volume) : nullptr;
+  const auto add = [&](std::span<const std::byte> whole, DeltaExtent& moved) -> Status {
+    wire::BlockHeader own;
+    std::memcpy(&own, whole.data(), sizeof own);
+    if (key != nullptr && !own.sealed()) {
+      move.sealed.resize(whole.size() + wire::kSealedOverhead);
+      if (!move.sealer) move.sealer = std::make_unique<BlockSealer>();
+      move.sealer->seal(machine.id, *key, own, whole.subspan(sizeof own), move.sealed);
+      whole = move.sealed;
+    }
+    moved.sealed = key != nullptr || own.sealed();
+    moved.stored_size = static_cast<std::uint32_t>(whole.size() - sizeof own);
+    moved.offset = TIDEMARK_TRY(move.cold->add_block(whole));
+    count_moved(whole.size());
+    return {};
   };
   if (version.shown.count() == extent.count) {
     Version& moved = to.emplace_back(version);
-    moved.extent.offset = TIDEMARK_TRY(move.cold->add_block(block));
     moved.segment = move.cold->segment();
-    count_moved(size);
-    return {};
+    return add(block, moved.extent);
   }
+  leave_mark(Mark::block_cut);
   move.plain.resize(limits::kBlockPlainSizeMax);
   const std::span plain = std::span(move.plain).first(std::size_t{extent.count} * limits::kGranuleSize);
-  if (const auto decoded = move.decoder.decode(header, stored, plain); !decoded) return damaged(decoded.error().what);
+  if (!move.decoder) move.decoder = std::make_unique<StoredDecoder>(context_->keys);
+  if (const auto decoded = move.decoder->decode(machine.id, move.volume, header, stored, plain); !decoded) {
+    return damaged(decoded.error().what);
+  }
   if (!machine.encoder) machine.encoder = std::make_unique<wire::BlockEncoder>(machine.id);
   for (const auto& [first, count] : shown_runs(version)) {
     machine.encoder->start(disk, version.epoch);
@@ -308,10 +366,7 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
                     .encoding = static_cast<wire::Encoding>(part.encoding),
                     .offset = 0,
                     .stored_size = part.stored_size};
-    if (moved.extent.encoding != wire::Encoding::zero) {
-      moved.extent.offset = TIDEMARK_TRY(move.cold->add_block(payload));
-      count_moved(payload.size());
-    }
+    if (moved.extent.encoding != wire::Encoding::zero) TIDEMARK_TRY(add(payload, moved.extent));
   }
   return {};
 }
@@ -319,19 +374,35 @@ Status Settler::place(Move& move, Machine& machine, Version& version, std::vecto
 Status Settler::finish_cold(Move& move) {
   std::vector<SegmentId> added;
   if (move.cold) {
-    TIDEMARK_TRY(move.cold->finish());
     added.push_back(move.cold->segment());
-    TIDEMARK_TRY(manifest_.add(added));
+    Status finished = move.cold->finish();
+    if (finished) finished = manifest_.add(added);
     extents_[move.cold->segment()] = move.cold->extents();
     move.cold.reset();
+    if (finished) finished = change(move.changes, added);
+    if (!finished) give_up(added.front());
+    return finished;
   }
-  return change(move.changes, std::move(added));
+  return change(move.changes, {});
+}
+
+// A cold segment that nothing came to refer to, for want of space or otherwise: tried again and again, they would take
+// what is left. What cannot be removed now is removed at the next start.
+void Settler::give_up(SegmentId segment) {
+  if (index().knows_segment(segment)) return;
+  leave_mark(Mark::cold_given_up);
+  extents_.erase(segment);
+  const std::string path = cold_path(directory_ + "/cold", segment);
+  const auto there = files_.exists(path);
+  Status removed = manifest_.remove(std::span(&segment, 1));
+  if (removed && there && *there) removed = files_.remove(path);
+  if (!removed) spdlog::warn("event=cold_segment_left path={} error=\"{}\"", path, removed.error().message());
 }
 
 // --- records ---
 
 Status Settler::carry(const Move& move) {
-  for (const MachineId& machine : move.machines) {
+  for (const auto& [machine, committed] : move.machines) {
     const auto homes = index().homes(machine);
     const auto record = index().machine(machine);
     if (!homes || !record || in_flight(machine)) continue;
@@ -348,10 +419,11 @@ Status Settler::carry(const Move& move) {
           history || std::ranges::any_of(aborted->ranges(), [&](const auto& range) { return victim(range.home()); });
     }
     if (!record->removed()) {
-      for (const pb::EpochEntry& entry : TIDEMARK_TRY(index().epochs(machine, 0, true))) {
-        if (!victim(entry.home())) continue;
+      for (const EpochNumber epoch : committed) {
+        const auto entry = TIDEMARK_TRY(index().epoch(machine, epoch));
+        if (!entry || !victim(entry->home())) continue;
         history = true;
-        through = std::max(through, entry.number());
+        through = std::max(through, entry->number());
       }
       if (history) {
         carried += TIDEMARK_TRY(send_history(machine, EpochNumber(through), {})) ? 1 : 0;

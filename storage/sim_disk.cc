@@ -112,7 +112,7 @@ class SimFiles final : public FileSystem {
     const std::lock_guard lock(state_->mutex);
     if (state_->off) return SimDisk::State::dead(path);
     const std::uint64_t used = state_->used();
-    return SpaceInfo{state_->capacity, state_->capacity > used ? state_->capacity - used : 0};
+    return SpaceInfo{state_->capacity, state_->capacity > used ? state_->capacity - used : 0, 1};
   }
 
   Result<std::unique_ptr<FileLock>> lock(const std::string& raw) override {
@@ -193,6 +193,10 @@ std::unique_ptr<SimQueue> SimDisk::make_queue() { return sim::make_queue(state_)
 void SimDisk::set_faults(const SimFaults& faults) {
   const std::lock_guard lock(state_->mutex);
   state_->faults = faults;
+}
+SimFaults SimDisk::faults() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->faults;
 }
 void SimDisk::set_capacity(std::uint64_t bytes) {
   const std::lock_guard lock(state_->mutex);

@@ -54,6 +54,7 @@ class SimDisk {
   std::unique_ptr<SimQueue> make_queue();
 
   void set_faults(const SimFaults& faults);
+  SimFaults faults() const;
   void set_capacity(std::uint64_t bytes);  // of all files together; beyond it: ENOSPC
 
   std::uint64_t operations() const;            // so far

@@ -47,9 +47,11 @@ class Queue final : public SimQueue, public InFlight {
   }
 
   std::size_t reap() override { return held_ ? 0 : deliver(0); }
-  std::size_t wait() override {
+  std::size_t wait(std::size_t least) override {
     submit();
-    return submitted() == 0 ? 0 : deliver(1);
+    std::size_t reaped = 0;
+    while (reaped < least && submitted() != 0) reaped += deliver(1);
+    return reaped;
   }
 
   void hold(bool held) override { held_ = held; }

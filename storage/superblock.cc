@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 
@@ -35,8 +36,14 @@ std::optional<std::uint32_t> number(std::optional<std::string_view> text, int ba
 }  // namespace
 
 std::string encode_superblock(const Superblock& superblock) {
-  std::string text = fmt::format("{}format = {}\npartition = {}\nserver = {}\nsalt = {:08x}\n", kFirstLine,
-                                 kPartitionFormat, superblock.partition.value(), superblock.server_id, superblock.salt);
+  const std::uint32_t format = superblock.master_keys.empty() ? 1 : 2;
+  std::string text = fmt::format("{}format = {}\npartition = {}\nserver = {}\nsalt = {:08x}\n", kFirstLine, format,
+                                 superblock.partition.value(), superblock.server_id, superblock.salt);
+  if (!superblock.master_keys.empty()) {
+    text += "master_keys =";
+    for (const MasterKeyId id : superblock.master_keys) text += " " + to_string(id);
+    text += "\n";
+  }
   text += fmt::format("crc32c = {:08x}\n", crc32c(std::as_bytes(std::span(text))));
   return text;
 }
@@ -65,8 +72,22 @@ Result<Superblock> decode_superblock(std::string_view text, const std::string& p
   const auto partition = number(take_line(rest, "partition"), 10);
   const auto server = take_line(rest, "server");
   const auto salt = number(take_line(rest, "salt"), 16);
+  std::vector<MasterKeyId> master_keys;
+  if (*format >= 2) {
+    auto listed = take_line(rest, "master_keys");
+    while (listed && !listed->empty()) {
+      const auto id = parse_master_key_id(listed->substr(0, listed->find(' ')));
+      if (!id) return damaged("the id of a master key is none");
+      master_keys.push_back(*id);
+      listed->remove_prefix(std::min(listed->size(), std::size_t{17}));
+    }
+    if (master_keys.empty()) return damaged("its master keys are missing");
+  }
   if (!partition || !server || !salt || !rest.empty()) return damaged("a line of it is missing or not understood");
-  return Superblock{.partition = PartitionId(*partition), .salt = *salt, .server_id = std::string(*server)};
+  return Superblock{.partition = PartitionId(*partition),
+                    .salt = *salt,
+                    .server_id = std::string(*server),
+                    .master_keys = std::move(master_keys)};
 }
 
 Status write_superblock(FileSystem& files, const std::string& directory, const Superblock& superblock) {
@@ -78,6 +99,22 @@ Result<Superblock> read_superblock(FileSystem& files, const std::string& directo
   const std::string path = directory + "/partition";
   const auto bytes = TIDEMARK_TRY(read_whole_file(files, path, kSizeMax));
   return decode_superblock({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
+}
+
+Status check_superblock(const Superblock& superblock, const std::string& directory, PartitionId id,
+                        const std::string& server_id) {
+  if (superblock.server_id != server_id) {
+    return fail(Code::invalid_argument, directory,
+                fmt::format("it belongs to server {}, and this is server {}", superblock.server_id, server_id),
+                "start the server with its own data directory");
+  }
+  if (superblock.partition != id) {
+    return fail(Code::corrupt, directory,
+                fmt::format("it is partition {}, and stands where partition {} should be", superblock.partition.value(),
+                            id.value()),
+                "put the directories back under their own names");
+  }
+  return {};
 }
 
 }  // namespace tidemark::storage

@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "base/limits.h"
+#include "base/no_blocking.h"
 
 namespace tidemark::storage {
 namespace {
@@ -44,6 +45,7 @@ class SystemLock final : public FileLock {
 class SystemFiles final : public FileSystem {
  public:
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override {
+    about_to_block("open a file");
     int flags = mode == OpenMode::read ? O_RDONLY : O_RDWR;
     if (mode == OpenMode::create) flags |= O_CREAT | O_EXCL;
     int fd = open_retrying(path, flags | (direct ? O_DIRECT : 0));
@@ -59,14 +61,17 @@ class SystemFiles final : public FileSystem {
   }
 
   Status rename(const std::string& from, const std::string& to) override {
+    about_to_block("rename a file");
     if (std::rename(from.c_str(), to.c_str()) != 0) return fail_errno(errno, from, "rename to " + to);
     return {};
   }
   Status remove(const std::string& path) override {
+    about_to_block("remove a file");
     if (std::remove(path.c_str()) != 0) return fail_errno(errno, path, "remove");
     return {};
   }
   Status make_directory(const std::string& path) override {
+    about_to_block("make a directory");
     if (::mkdir(path.c_str(), 0700) == 0) return {};
     const int error = errno;
     struct stat info;
@@ -75,6 +80,7 @@ class SystemFiles final : public FileSystem {
   }
 
   Result<std::vector<std::string>> list(const std::string& directory) override {
+    about_to_block("list a directory");
     DIR* const stream = ::opendir(directory.c_str());
     if (stream == nullptr) return fail_errno(errno, directory, "list");
     std::vector<std::string> names;
@@ -92,6 +98,7 @@ class SystemFiles final : public FileSystem {
   }
 
   Status sync_directory(const std::string& path) override {
+    about_to_block("sync a directory");
     const int fd = open_retrying(path, O_RDONLY | O_DIRECTORY);
     if (fd < 0) return fail_errno(errno, path, "open");
     const int failed = ::fsync(fd);
@@ -102,6 +109,7 @@ class SystemFiles final : public FileSystem {
   }
 
   Result<bool> exists(const std::string& path) override {
+    about_to_block("look for a file");
     struct stat info;
     if (::stat(path.c_str(), &info) == 0) return true;
     if (errno == ENOENT) return false;
@@ -109,13 +117,17 @@ class SystemFiles final : public FileSystem {
   }
 
   Result<SpaceInfo> space(const std::string& path) override {
+    about_to_block("ask for the space of a file system");
     struct statvfs info;
     if (::statvfs(path.c_str(), &info) != 0) return fail_errno(errno, path, "ask for free space");
-    return SpaceInfo{info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize};
+    struct stat place;
+    if (::stat(path.c_str(), &place) != 0) return fail_errno(errno, path, "ask for its file system");
+    return SpaceInfo{info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize, place.st_dev};
   }
 
   // flock belongs to the open file, not to the process: a second lock within this process is refused as well.
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
+    about_to_block("lock a file");
     const int fd = open_retrying(path, O_RDWR | O_CREAT);
     if (fd < 0) return fail_errno(errno, path, "open");
     if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return std::make_unique<SystemLock>(fd);
@@ -135,6 +147,7 @@ class SystemFiles final : public FileSystem {
 SystemFile::~SystemFile() { ::close(fd_); }
 
 Result<std::size_t> SystemFile::read_at(std::uint64_t offset, std::span<std::byte> to) {
+  about_to_block("read a file");
   std::size_t done = 0;
   while (done < to.size()) {
     const ssize_t n = ::pread(fd_, to.data() + done, to.size() - done, static_cast<off_t>(offset + done));
@@ -152,6 +165,7 @@ Result<std::size_t> SystemFile::read_at(std::uint64_t offset, std::span<std::byt
 }
 
 Status SystemFile::write_at(std::uint64_t offset, std::span<const std::byte> from) {
+  about_to_block("write a file");
   std::size_t done = 0;
   while (done < from.size()) {
     const ssize_t n = ::pwrite(fd_, from.data() + done, from.size() - done, static_cast<off_t>(offset + done));
@@ -164,6 +178,7 @@ Status SystemFile::write_at(std::uint64_t offset, std::span<const std::byte> fro
 }
 
 Status SystemFile::sync() {
+  about_to_block("sync a file");
   if (::fdatasync(fd_) != 0) return fail_errno(errno, path_, "sync");
   return {};
 }
@@ -175,6 +190,7 @@ Result<std::uint64_t> SystemFile::size() {
 }
 
 Status SystemFile::allocate(std::uint64_t size) {
+  about_to_block("allocate a file");
   // Not posix_fallocate: where the file system cannot, it would write into the file behind our back.
   int failed;
   do failed = ::fallocate(fd_, 0, 0, static_cast<off_t>(size));

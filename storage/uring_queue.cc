@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <deque>
 
@@ -62,12 +63,14 @@ class UringQueue final : public IoQueue {
   std::size_t in_flight() const override { return in_flight_; }
   int event_fd() const override { return event_fd_; }
 
-  std::size_t wait() override {
+  std::size_t wait(std::size_t least) override {
     std::size_t reaped = 0;
-    while (reaped == 0 && in_flight_ > 0) {
+    while (reaped < least && in_flight_ > 0) {
       prepare_waiting();
-      accepted(io_uring_submit_and_wait(&ring_, 1));
-      reaped = reap();
+      // One that is still waiting for room in the ring cannot be waited for.
+      const std::size_t there = std::min(least - reaped, in_flight_ - waiting_.size());
+      accepted(io_uring_submit_and_wait(&ring_, static_cast<unsigned>(there)));
+      reaped += reap();
     }
     return reaped;
   }

@@ -68,6 +68,8 @@ void AgentSession::start(pb::Hello hello) {
   hello.set_machine_id(machine_.to_string());
   hello.set_agent_version(clean_text(hello.agent_version()));
   hello.set_clock_us(clock_.wall_us());
+  hello.clear_capabilities();
+  hello.add_capabilities(kCapabilityResend);
   hello.set_durable_epoch(memory_.durable_epoch.value());
   hello.clear_durable_digest();
   if (memory_.durable_epoch.value() != 0) hello.set_durable_digest(hash_to_bytes(memory_.durable_digest));
@@ -102,6 +104,10 @@ Status AgentSession::dispatch(const FrameHeader& header, std::span<const std::by
     case FrameType::throttle: {
       const auto throttle = TIDEMARK_TRY(decode<pb::Throttle>(header.type, payload));
       events_.on_throttle(throttle.pause_ms(), throttle.reason());
+      return {};
+    }
+    case FrameType::resend: {
+      events_.on_resend(TIDEMARK_TRY(decode<pb::Resend>(header.type, payload)));
       return {};
     }
     case FrameType::renew_reply: {
@@ -442,6 +448,7 @@ void AgentSession::progress(const pb::Progress& progress) {
   clean.set_state(clean_text(progress.state()));
   clean.set_cause(clean_text(progress.cause()));
   clean.set_remedy(clean_text(progress.remedy()));
+  clean.set_difference(clean_text(progress.difference()));
   send_message(FrameType::progress, clean);
 }
 

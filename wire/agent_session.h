@@ -55,6 +55,8 @@ class AgentSession {
     virtual void on_digests(const pb::DigestReply& reply) = 0;
     // Send no blocks for so long from now; 0: go on. The newest one counts.
     virtual void on_throttle(std::uint32_t pause_ms, const std::string& reason) = 0;
+    // These ranges are to be part of the next epoch, changed or not. The newest word counts; disks may be unknown.
+    virtual void on_resend(const pb::Resend& ranges) = 0;
     virtual void on_renewed(const std::string& certificate_pem) = 0;
     virtual void on_server_error(const Error& error, std::uint32_t retry_after_ms) = 0;
     virtual void on_goodbye(const std::string& reason, std::uint32_t retry_after_ms) = 0;

@@ -36,7 +36,8 @@ Result<bool> BlockReader::next(Block& block) {
   BlockHeader& header = block.header;
   std::memcpy(&header, rest_.data(), sizeof header);
 
-  if (header.reserved[0] != 0 || header.reserved[1] != 0 || header.reserved[2] != 0)
+  const std::uint8_t flags_known = kind_ == Kind::stored ? kSealedFlag : std::uint8_t{0};
+  if ((header.flags & ~flags_known) != 0 || header.reserved[0] != 0 || header.reserved[1] != 0)
     return malformed(offset_, "reserved bytes are set");
   if (header.granules == 0) return malformed(offset_, "it covers nothing");
   if (header.first_granule >= kGranulesMax || header.granules > kGranulesMax - header.first_granule)
@@ -48,15 +49,17 @@ Result<bool> BlockReader::next(Block& block) {
       if (header.granules > limits::kBlockGranulesMax) return malformed(offset_, "it covers too much");
       if (header.first_granule / limits::kRegionGranules != (header.end_granule() - 1) / limits::kRegionGranules)
         return malformed(offset_, "it crosses the end of a region");
+      const std::uint32_t overhead = header.sealed() ? kSealedOverhead : 0;
       const bool size_fits = encoding == Encoding::raw
-                                 ? header.stored_size == header.plain_size()
-                                 : header.stored_size > 0 && header.stored_size < header.plain_size();
+                                 ? header.stored_size == header.plain_size() + overhead
+                                 : header.stored_size > overhead && header.stored_size < header.plain_size() + overhead;
       if (!size_fits)
         return malformed(offset_, std::to_string(header.stored_size) + " stored bytes do not fit its encoding");
       break;
     }
     case Encoding::zero:
       if (header.stored_size != 0) return malformed(offset_, "a block of zeroes has stored bytes");
+      if (header.sealed()) return malformed(offset_, "a block of zeroes is sealed");
       break;
     default: return malformed(offset_, "unknown encoding " + std::to_string(header.encoding));
   }

@@ -4,6 +4,9 @@
 // are a record of the log and lie in a volume: header and content side by side, so that one read fetches both and can
 // check what it got. The hash covers the stored bytes and, through its seed, what they claim to be: machine, epoch,
 // disk, place, encoding and length. docs/protocol.md has the layout.
+//
+// The store may seal a block (storage/sealing.h): then the stored bytes are ciphertext, kSealedOverhead longer, the
+// header says so, and its hash is over the ciphertext. Sealed blocks do not travel.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +28,9 @@ enum class Encoding : std::uint8_t {
   zero = 2,  // no stored bytes; any number of granules reads as zeroes
 };
 
+inline constexpr std::uint8_t kSealedFlag = 1;
+inline constexpr std::uint32_t kSealedOverhead = 56;  // nonce 24, hash 16, tag 16
+
 struct BlockHeader {  // little-endian, stored and sent as it lies here
   std::uint64_t first_granule;
   std::uint64_t epoch;
@@ -32,13 +38,15 @@ struct BlockHeader {  // little-endian, stored and sent as it lies here
   std::uint32_t stored_size;  // bytes that follow; below the plain size for zstd
   std::uint32_t disk;
   std::uint8_t encoding;
-  std::uint8_t reserved[3];  // zero
+  std::uint8_t flags;        // kSealedFlag or zero; what is sent has zero
+  std::uint8_t reserved[2];  // zero
   std::uint64_t hash_low;
   std::uint64_t hash_high;
 
   std::size_t plain_size() const { return std::size_t{granules} * limits::kGranuleSize; }
   std::uint64_t end_granule() const { return first_granule + granules; }
   Hash128 hash() const { return {hash_low, hash_high}; }
+  bool sealed() const { return (flags & kSealedFlag) != 0; }
 };
 static_assert(sizeof(BlockHeader) == limits::kBlockHeaderSize && alignof(BlockHeader) == 8);
 static_assert(offsetof(BlockHeader, hash_low) == 32, "the first 32 bytes are what the hash's seed covers");
@@ -49,7 +57,9 @@ Hash128 block_hash(const MachineId& machine, const BlockHeader& header, std::spa
 // Walks a blocks payload. Every field is checked before it is believed; `verify` also checks the hash.
 class BlockReader {
  public:
-  explicit BlockReader(std::span<const std::byte> payload) : rest_(payload) {}
+  // What is sent has no sealed blocks, what is stored may have.
+  enum class Kind : bool { sent, stored };
+  explicit BlockReader(std::span<const std::byte> payload, Kind kind = Kind::sent) : rest_(payload), kind_(kind) {}
 
   struct Block {
     BlockHeader header;                 // a copy: the payload need not be aligned
@@ -62,6 +72,7 @@ class BlockReader {
 
  private:
   std::span<const std::byte> rest_;
+  Kind kind_;
   std::size_t offset_ = 0;
 };
 
@@ -97,6 +108,7 @@ class BlockEncoder {
   BlockEncoder(BlockEncoder&&) noexcept;
 
   void start(DiskId disk, EpochNumber epoch);
+  void set_level(int zstd_level);  // of the blocks to come; not for an encoder that never compresses
   // Appends one block. `plain` is 1..16 whole granules, within one region. The caller starts a new payload when
   // payload().size() + kBlockHeaderSize + kBlockPlainSizeMax would pass the size it aims for.
   void add(std::uint64_t first_granule, std::span<const std::byte> plain);

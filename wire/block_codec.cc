@@ -120,11 +120,16 @@ BlockEncoder::BlockEncoder(const MachineId& machine, int zstd_level) : impl_(std
   if (zstd_level == 0) return;
   impl_->context.reset(ZSTD_createCCtx());
   TIDEMARK_CHECK(impl_->context != nullptr);
-  // A level that is out of the library's range is clamped by it.
-  TIDEMARK_CHECK(ZSTD_isError(ZSTD_CCtx_setParameter(impl_->context.get(), ZSTD_c_compressionLevel, zstd_level)) == 0);
+  set_level(zstd_level);
 }
 BlockEncoder::~BlockEncoder() = default;
 BlockEncoder::BlockEncoder(BlockEncoder&&) noexcept = default;
+
+void BlockEncoder::set_level(int zstd_level) {
+  TIDEMARK_CHECK(impl_->context != nullptr);
+  // A level that is out of the library's range is clamped by it.
+  TIDEMARK_CHECK(ZSTD_isError(ZSTD_CCtx_setParameter(impl_->context.get(), ZSTD_c_compressionLevel, zstd_level)) == 0);
+}
 
 void BlockEncoder::start(DiskId disk, EpochNumber epoch) {
   impl_->disk = disk;

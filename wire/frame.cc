@@ -26,8 +26,7 @@ constexpr std::size_t kCrcAt = 28;
 static_assert(kCrcAt + sizeof(std::uint32_t) == limits::kFrameHeaderSize);
 
 bool known(std::uint8_t type) {
-  return type >= static_cast<std::uint8_t>(FrameType::hello) &&
-         type <= static_cast<std::uint8_t>(FrameType::epoch_begun);
+  return type >= static_cast<std::uint8_t>(FrameType::hello) && type <= static_cast<std::uint8_t>(FrameType::resend);
 }
 
 }  // namespace
@@ -102,6 +101,7 @@ std::string_view to_string(FrameType type) {
     case FrameType::enroll_request: return "EnrollRequest";
     case FrameType::enroll_reply: return "EnrollReply";
     case FrameType::epoch_begun: return "EpochBegun";
+    case FrameType::resend: return "Resend";
   }
   return "unknown";
 }

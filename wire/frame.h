@@ -43,6 +43,7 @@ enum class FrameType : std::uint8_t {
   enroll_request = 22,  // A  on kAlpnEnroll only
   enroll_reply = 23,    // S
   epoch_begun = 24,     // S  the answer to epoch_begin
+  resend = 25,          // S  to agents that said they understand it
 };
 
 std::string_view to_string(FrameType type);  // "EpochBegin"

@@ -178,6 +178,7 @@ Status check(const pb::Hello& message) {
   TIDEMARK_TRY(check_time("clock_us", message.clock_us()));
   TIDEMARK_TRY(check_durable("durable_epoch", message.durable_epoch(), message.durable_digest()));
   if (message.has_open_epoch()) TIDEMARK_TRY(check(message.open_epoch()));
+  for (const auto& capability : message.capabilities()) TIDEMARK_TRY(check_text("capabilities", capability));
   return need(message.machine_id().empty() || MachineId::parse(message.machine_id()).has_value(), "machine_id",
               "not a machine's identity");
 }
@@ -266,12 +267,25 @@ Status check(const pb::Unchanged& message) {
 Status check(const pb::Progress& message) {
   TIDEMARK_TRY(check_text("state", message.state()));
   TIDEMARK_TRY(check_text("cause", message.cause()));
+  TIDEMARK_TRY(check_text("difference", message.difference()));
+  if (message.proven_us() != 0) TIDEMARK_TRY(check_time("proven_us", message.proven_us()));
+  if (message.difference_us() != 0) TIDEMARK_TRY(check_time("difference_us", message.difference_us()));
   return check_text("remedy", message.remedy());
 }
 
 Status check(const pb::Throttle& message) {
   TIDEMARK_TRY(need(message.pause_ms() <= kThrottlePauseMaxMs, "pause_ms", "longer than a minute"));
   return check_text("reason", message.reason());
+}
+
+Status check(const pb::Resend& message) {
+  TIDEMARK_TRY(need(message.ranges_size() <= kResendRangesMax, "ranges", "more than 1024"));
+  for (const auto& range : message.ranges()) {
+    TIDEMARK_TRY(need(range.granules() != 0 && range.first_granule() <= limits::kDiskSizeMax / limits::kGranuleSize &&
+                          range.granules() <= limits::kDiskSizeMax / limits::kGranuleSize,
+                      "ranges", "empty, or beyond any disk"));
+  }
+  return {};
 }
 
 Status check(const pb::Error& message) {

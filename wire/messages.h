@@ -32,6 +32,8 @@ inline constexpr std::uint32_t kUnacknowledgedCommitsMax = 16;       // of one s
 inline constexpr std::uint32_t kDigestRequestsMax = 4;               // unanswered, of one session
 inline constexpr std::uint32_t kRenewalsPerSessionMax = 8;
 inline constexpr std::uint32_t kThrottlePauseMaxMs = 60'000;
+inline constexpr int kResendRangesMax = 1024;  // of one Resend
+inline constexpr char kCapabilityResend[] = "resend";
 static_assert(limits::kDisksPerMachineMax * (kDiskIdentityMax + kDiskNameMax + 64) + (8 << 10) <=
                   limits::kControlPayloadMax,
               "a Welcome with every disk fits a control frame");
@@ -63,6 +65,7 @@ Status check(const pb::DigestReply& message);
 Status check(const pb::Unchanged& message);
 Status check(const pb::Progress& message);
 Status check(const pb::Throttle& message);
+Status check(const pb::Resend& message);
 Status check(const pb::Error& message);
 Status check(const pb::Goodbye& message);
 Status check(const pb::Ping& message);

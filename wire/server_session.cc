@@ -6,6 +6,7 @@
 #include "wire/server_session.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "wire/history.h"
@@ -149,7 +150,10 @@ Status ServerSession::on_hello(std::span<const std::byte> payload) {
   }
   view.next_epoch = std::max(view.next_epoch, view.durable_epoch.next());
 
+  // Hello took its time, which makes the agent's clock look slow: a difference as small as that is taken for none, and
+  // the times are the machine's own.
   clock_offset_us_ = hello.clock_us() - clock_.wall_us();
+  if (std::abs(clock_offset_us_) <= kClockTolerance.count()) clock_offset_us_ = 0;
   hello_ = std::move(hello);
   view_ = std::move(view);
   last_committed_ = view_.durable_epoch;
@@ -393,6 +397,14 @@ void ServerSession::on_digests(const pb::DigestReply& reply) {
   if (state_ != State::ready) return;
   if (digest_requests_ > 0) --digest_requests_;
   actions_.send(FrameType::digest_reply, reply);
+}
+
+bool ServerSession::resend(const pb::Resend& ranges) {
+  const auto& understood = hello_.capabilities();
+  if (state_ != State::ready || std::find(understood.begin(), understood.end(), kCapabilityResend) == understood.end())
+    return false;
+  actions_.send(FrameType::resend, ranges);
+  return true;
 }
 
 void ServerSession::throttle(std::uint32_t pause_ms, const std::string& reason) {

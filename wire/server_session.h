@@ -10,6 +10,7 @@
 // gives up and closes). A Hello that admit() answers with Code::busy is the same: the caller may wait or refuse.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -91,12 +92,19 @@ class ServerSession {
   // newest word counts. Nothing enforces it but credit.
   void throttle(std::uint32_t pause_ms, const std::string& reason);
 
+  // What the newest durable epoch shows in these ranges is lost here, and is to come again with the agent's next epoch.
+  // The newest word counts. False: nothing was sent, since the agent does not understand it or the session is over.
+  bool resend(const pb::Resend& ranges);
+
   bool ready() const;   // Hello was answered with Welcome
   bool closed() const;  // Goodbye or Error came, or the machine was redirected
   std::optional<EpochNumber> open_epoch() const;
-  const EpochContent& open_content() const;  // as received, durable or not
-  bool history_diverged() const;             // and not yet made good by a rescan
-  std::int64_t clock_offset_us() const;      // the agent's clock less ours
+  std::uint64_t credit() const { return credit_; }  // bytes that the agent may still send
+  const EpochContent& open_content() const;         // as received, durable or not
+  bool history_diverged() const;                    // and not yet made good by a rescan
+  // Two clocks that differ by no more than this count as equal.
+  static constexpr std::chrono::microseconds kClockTolerance{1'000'000};
+  std::int64_t clock_offset_us() const;  // the agent's clock less ours
   const pb::Hello& hello() const;
   const MachineView& machine() const;              // as of Hello, kept up with what this session changed
   const std::optional<Error>& peer_error() const;  // what the agent sent as an Error frame before it left

@@ -1,8 +1,17 @@
 #include "bench/load/enroll.h"
 
-#include <deque>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <future>
+#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <thread>
 
 #include "cli/client.h"
 #include "net/certificates.h"
@@ -17,6 +26,8 @@ namespace {
 
 constexpr std::size_t kAtOnce = 16;
 constexpr auto kConnectTimeout = std::chrono::seconds(10);
+constexpr std::size_t kTriesMax = 4;  // of a whole batch in vain
+constexpr auto kPause = std::chrono::milliseconds(250);
 
 // One enrolment: connect, handshake, one request, one reply.
 class Enrolment final : public net::TlsStream::Handler {
@@ -89,33 +100,111 @@ class Enrolment final : public net::TlsStream::Handler {
   net::Connecting connecting_;
 };
 
-}  // namespace
+// What a server says that is merely pressed: it lets only so many in at a time.
+bool passes(Code code) { return code == Code::busy || code == Code::unavailable || code == Code::timed_out; }
 
-Result<std::vector<Identity>> enroll_machines(const std::string& admin_socket, const std::string& address,
-                                              const std::string& prefix, std::size_t count) {
-  cli::AdminClient admin(admin_socket);
+// Machines `begin` to `end`, in small batches, on the calling thread.
+Result<std::vector<Identity>> enroll_share(const EnrolOrder& order, std::size_t begin, std::size_t end,
+                                           std::atomic<std::size_t>& done, std::atomic<bool>& give_up) {
+  cli::AdminClient admin(order.admin_socket);
   asio::io_context io;
   net::ReceiveBuffer buffer;
-  std::vector<Identity> identities;
-  std::optional<Error> failure;
-  for (std::size_t begin = 0; begin < count && !failure; begin += kAtOnce) {
+  std::vector<Identity> identities(end - begin);
+  std::vector<std::size_t> waiting(end - begin);
+  std::iota(waiting.rbegin(), waiting.rend(), begin);  // taken from the back
+  std::size_t tries_in_vain = 0;
+  while (!waiting.empty()) {
     std::vector<std::unique_ptr<Enrolment>> batch;
-    for (std::size_t i = begin; i < std::min(count, begin + kAtOnce); ++i) {
+    std::vector<std::size_t> again;
+    std::optional<Error> failure;
+    const std::size_t size = std::min(kAtOnce, waiting.size());
+    for (std::size_t n = 0; n < size; ++n) {
+      if (give_up || order.stopped()) return fail(Code::cancelled, "enrolment", "it was stopped");
+      const std::size_t i = waiting.back();
+      waiting.pop_back();
       const auto answer = TIDEMARK_TRY(admin.post("/v1/tokens", {{"ttl_seconds", 600}}));
       const auto token = TIDEMARK_TRY(net::decode_token(answer.value("token", "")));
-      batch.push_back(std::make_unique<Enrolment>(io, buffer, address, token, prefix + "-" + std::to_string(i),
-                                                  [&](Result<Identity> identity) {
-                                                    if (identity)
-                                                      identities.push_back(std::move(*identity));
-                                                    else
-                                                      failure = identity.error();
-                                                  }));
+      const auto settled = [&, i](Result<Identity> identity) {
+        if (identity) {
+          identities[i - begin] = std::move(*identity);
+          return order.progress(++done);
+        }
+        again.push_back(i);
+        if (!failure || passes(failure->code)) failure = std::move(identity).error();
+      };
+      batch.push_back(std::make_unique<Enrolment>(io, buffer, order.address, token,
+                                                  order.prefix + "-" + std::to_string(i), settled));
     }
     io.restart();
     io.run();
+    tries_in_vain = again.size() < size ? 0 : tries_in_vain + 1;
+    if (failure && (!passes(failure->code) || tries_in_vain >= kTriesMax)) return std::unexpected(std::move(*failure));
+    waiting.insert(waiting.end(), again.begin(), again.end());
+    if (failure) std::this_thread::sleep_for(kPause);
   }
-  if (failure) return std::unexpected(*failure);
   return identities;
+}
+
+}  // namespace
+
+Result<std::vector<Identity>> enroll_machines(const EnrolOrder& order) {
+  const std::size_t threads = std::clamp<std::size_t>(order.threads, 1, std::max<std::size_t>(1, order.count));
+  std::atomic<std::size_t> done = 0;
+  std::atomic<bool> give_up = false;
+  std::vector<std::future<Result<std::vector<Identity>>>> shares;
+  for (std::size_t i = 0; i < threads; ++i)
+    shares.push_back(std::async(std::launch::async, [&, i] {
+      auto share = enroll_share(order, order.first + order.count * i / threads,
+                                order.first + order.count * (i + 1) / threads, done, give_up);
+      if (!share) give_up = true;
+      return share;
+    }));
+  std::vector<Identity> identities;
+  std::optional<Error> failure;
+  for (auto& pending : shares) {
+    auto share = pending.get();
+    if (!share) {
+      // What went wrong first says more than that the others were stopped for it.
+      if (!failure || failure->code == Code::cancelled) failure = std::move(share).error();
+      continue;
+    }
+    std::ranges::move(*share, std::back_inserter(identities));
+  }
+  if (failure) return std::unexpected(std::move(*failure));
+  return identities;
+}
+
+Result<std::vector<Identity>> load_identities(const std::string& path) {
+  std::vector<Identity> identities;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    const auto one = nlohmann::json::parse(line, nullptr, false);
+    const auto text = [&](const char* key) { return one.is_object() ? one.value(key, "") : std::string(); };
+    const auto machine = MachineId::parse(text("machine"));
+    Identity identity{machine.value_or(MachineId()), text("name"), {text("certificate"), text("key"), text("ca")}};
+    if (!machine || identity.name.empty() || identity.credentials.certificate_pem.empty() ||
+        identity.credentials.key_pem.empty() || identity.credentials.ca_pem.empty())
+      return fail(Code::invalid_argument, path,
+                  "line " + std::to_string(identities.size() + 1) + " is no machine of a former run",
+                  "give a file that --enrolled has written, or a new one");
+    identities.push_back(std::move(identity));
+  }
+  return identities;
+}
+
+Status save_identities(const std::string& path, const std::vector<Identity>& identities) {
+  std::ofstream file(path, std::ios::trunc);
+  ::chmod(path.c_str(), 0600);
+  for (const Identity& one : identities)
+    file << nlohmann::json{{"machine", one.machine.to_string()},
+                           {"name", one.name},
+                           {"certificate", one.credentials.certificate_pem},
+                           {"key", one.credentials.key_pem},
+                           {"ca", one.credentials.ca_pem}}
+                .dump()
+         << '\n';
+  if (!file.flush()) return fail(Code::io, path, "the machines cannot be written there");
+  return {};
 }
 
 }  // namespace tidemark::bench

@@ -10,7 +10,11 @@ full at the end:
   - every epoch that an agent reported as durable is there, and reads back byte for byte (of machines whose ladder thins
     their points out: the newest one);
   - every other point that is there equals what the machine's disks held together at the start of some synchronisation:
-    whole, never a mixture.
+    whole, never a mixture;
+  - a disk of a clone, which somebody writes to over NBD, is as it was after some write: after none before the last that
+    was flushed or had FUA.
+
+With --liar a server that answers flushes without doing anything must be found out by the last of these.
 
 Prints kills, epochs_checked and lost; exit status 1 when anything was lost or wrong, or when no kill fell into one of
 these works. A seed repeats the choices, not the kernel's timing.
@@ -25,23 +29,29 @@ import tempfile
 import threading
 import time
 
-from parts import NARROW, SYNC_SECONDS_MAX, FileSystem, Machine, Server, disks_of, is_dropped, points_of, read_point
+from parts import NARROW, SYNC_SECONDS_MAX, CloneUser, FileSystem, Machine, Server, disks_of, is_dropped, points_of, read_point
 
 DISK_SIZES = (6 * 1024 * 1024, 1024 * 1024 + 1536)  # the second one ends in a short granule
 KILL_WINDOW_SECONDS = 0.6
 WAIT_SECONDS_MAX = 15  # for a work to begin
 FILE_SYSTEM_SIZE = 3 << 30
+LIAR_KILLS_MAX = 40
 WORKS = ("settle", "fold", "drop", "rebuild")
 
 
 class Checker:
-    def __init__(self):
-        self.checked, self.lost, self.problems = set(), 0, []
+    def __init__(self, word):
+        self.word, self.checked, self.lost, self.problems = word, set(), 0, []
 
     def problem(self, text):
         self.lost += 1
         self.problems.append(text)
-        print(f"LOST: {text}", flush=True)
+        print(f"{self.word}: {text}", flush=True)
+
+    def take(self, clones):
+        for clone in clones:
+            while clone.problems:
+                self.problem(clone.problems.pop())
 
     def check(self, server, machine, everything):
         expected, admin = dict(machine.expected), server.admin()
@@ -104,22 +114,23 @@ class Killer:
             self.works[work] += f"td-{work}" in names
 
 
-def loop(root, kind, kills_wanted, arguments, seed):
+def loop(root, kind, kills_wanted, arguments, seed, word="LOST", **lie):
     """One server, killed so often. Figures and what was wrong."""
-    started, stopping, checker, choose = time.monotonic(), threading.Event(), Checker(), random.Random(f"{seed} {kind}")
+    started, stopping, checker, choose = time.monotonic(), threading.Event(), Checker(word), random.Random(f"{seed} {kind}")
     root.mkdir()
     file_system = FileSystem(root, kind, FILE_SYSTEM_SIZE) if kind != "none" else None
-    server = Server(arguments.bin, (file_system.mount if file_system else root) / "data", root / "server.log")
+    server = Server(arguments.bin, (file_system.mount if file_system else root) / "data", root / "server.log", **lie)
     killer, kills_agent = Killer(server, choose), 0
     machines = [Machine(f"machine{i}", server, root, seed, stopping, DISK_SIZES, ladder=NARROW if i % 2 else None)
                 for i in range(arguments.machines)]
+    clones = [CloneUser(f"clone{i}", machine.label, server, seed, stopping) for i, machine in enumerate(machines[:2])]
     try:
         server.init()
         server.start()
         for machine in machines:
             machine.enroll()
-        for machine in machines:
-            machine.start()
+        for thread in (*machines, *clones):
+            thread.start()
         checked_at = 0
         while killer.kills + kills_agent < kills_wanted and not checker.lost:
             time.sleep(choose.random() * KILL_WINDOW_SECONDS)
@@ -130,15 +141,19 @@ def loop(root, kind, kills_wanted, arguments, seed):
                     checker.check(server, choose.choice(machines), everything=False)
             elif choose.choice(machines).kill_agent():
                 kills_agent += 1
-            raise_failure(machines)
+            checker.take(clones)
+            raise_failure((*machines, *clones))
         stopping.set()
-        for machine in machines:
-            machine.join(timeout=SYNC_SECONDS_MAX)
-        raise_failure(machines)
+        for thread in (*machines, *clones):
+            thread.join(timeout=SYNC_SECONDS_MAX)
+        raise_failure((*machines, *clones))
         # The end in full, after one more unclean restart.
         killer.kill()
         for machine in machines:
             checker.check(server, machine, everything=True)
+        for clone in clones:
+            clone.look_again()
+        checker.take(clones)
         cold = server.admin().metrics().get("tidemark_cold_segments", 0)
         code = server.stop()
         if code != 0:
@@ -153,26 +168,41 @@ def loop(root, kind, kills_wanted, arguments, seed):
     acknowledged = sum(len(machine.expected) for machine in machines)
     if acknowledged < kills_wanted // 4:
         checker.problem(f"only {acknowledged} epochs were acknowledged: this run has shown nothing")
+    if sum(clone.flushes for clone in clones) < kills_wanted // 4:
+        checker.problem("hardly anything was flushed to a clone: of that this run has shown nothing")
     for work, kills in killer.works.items():
         if kills == 0 and kills_wanted >= 50:
             checker.problem(f"no kill fell into a {work}: of that this run has shown nothing")
     figures = {"kills": killer.kills + kills_agent, "kills_server": killer.kills, "kills_agent": kills_agent,
                **{f"kills_in_{work}": kills for work, kills in killer.works.items()},
                "syncs": sum(machine.syncs for machine in machines), "epochs_acknowledged": acknowledged,
-               "epochs_checked": len(checker.checked), "lost": checker.lost, "cold_segments": int(cold),
+               "epochs_checked": len(checker.checked), "clone_writes": sum(clone.writes for clone in clones),
+               "clone_flushes": sum(clone.flushes for clone in clones), "clone_checks": sum(clone.checks for clone in clones),
+               "clone_writes_undone": sum(clone.undone for clone in clones), "lost": checker.lost, "cold_segments": int(cold),
                "seconds": round(time.monotonic() - started, 1)}
     return figures, checker.problems
 
 
-def raise_failure(machines):
-    for machine in machines:
-        if machine.failure:
-            raise machine.failure
+def raise_failure(threads):
+    for thread in threads:
+        if thread.failure:
+            raise thread.failure
+
+
+def planted(root, arguments, seed):
+    """A server that lies must be found out."""
+    bug = "flush_ignored"
+    _, problems = loop(root / bug, "none", LIAR_KILLS_MAX, arguments, seed, word="found", program=arguments.liar.resolve(),
+                       environment={"TIDEMARK_PLANTED_BUG": bug})
+    found = any("what was flushed" in problem for problem in problems)
+    print(f"planted {bug}: {'found' if found else 'NOT FOUND'}", flush=True)
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=pathlib.Path, required=True, help="folder of the binaries")
+    parser.add_argument("--liar", type=pathlib.Path, help="tidemarkd_planted; without it no bug is planted")
     parser.add_argument("--kills", type=int, default=50, help="all file systems together")
     parser.add_argument("--machines", type=int, default=3)
     parser.add_argument("--fs", choices=("none", "ext4", "xfs"), action="append",
@@ -194,6 +224,9 @@ def main():
         for name, value in figures.items():
             print(f"  {name}: {value}")
         results[kind] = figures | {"problems": problems}
+    if arguments.liar:
+        results["planted_found"] = planted(root, arguments, seed)
+        failed = failed or not results["planted_found"]
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     if failed or arguments.keep:

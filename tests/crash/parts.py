@@ -1,6 +1,7 @@
 """What the crash loops and the power-cut rig are made of: the real server, and machines that change and synchronise
 without pause and remember, outside the processes under test, what each epoch must hold.
 """
+import contextlib
 import hashlib
 import http.client
 import json
@@ -13,6 +14,8 @@ import socket
 import subprocess
 import threading
 import time
+
+from nbd_client import FUA, WRITE_ZEROES, NbdClient
 
 START_SECONDS_MAX = 60
 SYNC_SECONDS_MAX = 120
@@ -269,6 +272,93 @@ class Machine(threading.Thread):
                 return False
             self.agent.send_signal(signal.SIGKILL)
             return True
+
+
+class CloneUser(threading.Thread):
+    """Makes a clone of a machine's newest point, writes to a disk of it over NBD, one request after the other, and
+    remembers what the disk holds after each.
+
+    `states` has digests of the disk: after `flushed` of them all that was written before is promised to be durable. What a
+    death of the server leaves is one of those from there on, for what was not flushed goes as a whole, from some moment
+    on; whenever the server is back that is looked at, and the writing goes on from there.
+    """
+
+    def __init__(self, name, machine, server, seed, stopping):
+        super().__init__(name=name, daemon=True)
+        self.machine, self.server, self.stopping = machine, server, stopping
+        self.random = random.Random(f"{seed} {name}")
+        self.export = f"clone/{name}/disk1"
+        self.content, self.states, self.flushed = None, [], 0
+        self.writes = self.flushes = self.checks = self.undone = 0
+        self.problems, self.failure = [], None
+
+    def promised(self):
+        """What was written up to now survives whatever happens."""
+        self.flushed = len(self.states) - 1
+        self.flushes += 1
+
+    def run(self):
+        try:
+            while not self.stopping.is_set() and not self.problems:
+                try:
+                    self.use()
+                except OSError:  # the server is away
+                    self.stopping.wait(0.05)
+        except Exception as error:  # reported by the main thread, which ends the run
+            self.failure = error
+
+    def use(self):
+        if self.content is None:
+            # It may be there although the answer did not come.
+            self.server.cli("clone", "create", self.machine, "--at", "latest", "--name", self.name, check=False)
+            self.created()
+        with contextlib.closing(NbdClient(self.server.data / "nbd.sock", self.export)) as client:
+            self.look(client.read(0, client.size))
+            while not self.stopping.is_set():
+                self.write(client)
+
+    def created(self):
+        with contextlib.closing(NbdClient(self.server.data / "nbd.sock", self.export)) as client:
+            self.content = bytearray(client.read(0, client.size))
+        self.states = [hashlib.sha256(self.content).digest()]
+
+    def look_again(self):
+        if self.content is not None:
+            with contextlib.closing(NbdClient(self.server.data / "nbd.sock", self.export)) as client:
+                self.look(client.read(0, client.size))
+
+    def look(self, there):
+        digest = hashlib.sha256(there).digest()
+        if digest not in self.states[self.flushed:]:
+            was = "as it was before that" if digest in self.states else "as it never was"
+            self.problems.append(f"{self.export}: what was flushed is not there: the disk is {was}")
+            return
+        kept = len(self.states) - self.states[::-1].index(digest)
+        self.checks += 1
+        self.undone += len(self.states) - kept
+        del self.states[kept:]
+        self.content, self.flushed = bytearray(there), kept - 1
+
+    def write(self, client):
+        size = len(self.content)
+        length = self.random.choice((512, 4096, 4096, 65536, 300_000))
+        offset = self.random.randrange(0, size - 512)
+        length = min(length, size - offset)
+        kind, durable = self.random.random(), self.random.random() < 0.2
+        data = bytes(length) if kind < 0.2 else self.random.randbytes(length)
+        self.content[offset:offset + length] = data
+        self.states.append(hashlib.sha256(self.content).digest())  # it may be done when the answer does not come
+        if kind < 0.2:
+            client.ask(WRITE_ZEROES, offset, length, flags=FUA if durable else 0)
+        else:
+            client.write(offset, data, FUA if durable else 0)
+        self.writes += 1
+        if not durable and self.random.random() < 0.2:
+            client.flush()
+            durable = True
+        if durable:
+            self.promised()
+        time.sleep(self.random.random() * 0.01)
 
 
 def read_point(admin, machine, epoch, disks):

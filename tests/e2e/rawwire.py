@@ -14,7 +14,7 @@ MAGIC, HEADER_SIZE = 0x464D4454, 32
 TYPES = {name: number for number, name in enumerate(
     "hello welcome open_disk disk_opened epoch_begin blocks epoch_commit epoch_abort durable credit digest_request "
     "digest_reply unchanged progress throttle error goodbye ping pong renew_request renew_reply enroll_request "
-    "enroll_reply epoch_begun".split(), start=1)}
+    "enroll_reply epoch_begun resend".split(), start=1)}
 NAMES = {number: name for name, number in TYPES.items()}
 CODES = ("ok invalid-argument not-found already-exists permission-denied unauthenticated protocol unsupported corrupt io "
          "no-space busy unavailable timed-out cancelled quarantined history-diverged internal").split()
@@ -210,7 +210,7 @@ class Session:
                 return payload
             if got == "error":
                 raise AssertionError(f"the server ended the session: {Told(payload).error}")
-            if got not in ("credit", "durable", "ping", "pong", "throttle"):
+            if got not in ("credit", "durable", "ping", "pong", "throttle", "resend"):
                 raise AssertionError(f"{got} came where {kind} was expected")
 
     def expect_error(self):
@@ -224,7 +224,7 @@ class Session:
                     rest = b""
                 assert not rest, "something came after the Error"
                 return Told(payload)
-            assert got in ("credit", "durable", "ping", "pong", "throttle", "welcome", "epoch_begun", "disk_opened"), got
+            assert got in ("credit", "durable", "ping", "pong", "throttle", "resend", "welcome", "epoch_begun", "disk_opened"), got
 
     def hello(self, **fields):
         """Sends Hello and returns the fields of Welcome."""

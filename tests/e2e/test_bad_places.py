@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 
-from harness import BIN, MIB, Case, change, main, run
+from harness import BIN, MIB, Case, change, main, run, wait_for
 
 
 class DataDirectories(Case):
@@ -52,9 +52,9 @@ class DataDirectories(Case):
         path = self.staging.data / "server.json"
         text = path.read_text()
         block = json.loads(text)
-        block["format"] += 1
+        block["format"] += 2
         path.write_text(json.dumps(block))
-        self.refuses(r"server\.json: data directory has format 2, this tidemarkd knows 1 \(run the newer tidemarkd")
+        self.refuses(r"server\.json: data directory has format 3, this tidemarkd knows 2 \(run the newer tidemarkd")
         path.write_text(text)
         self.staging.start()
         self.assertEqual(self.export(self.staging, "web1"), self.second)
@@ -77,7 +77,10 @@ class DataDirectories(Case):
 
     def not_served(self, state, what):
         """The server serves, but not this partition; it says so wherever an operator looks, and to the agent."""
-        health = self.staging.cli("health")
+        def decided():
+            health = self.staging.cli("health")
+            return not any(one["state"] in ("opening", "rebuilding") for one in health.json["partitions"]) and health
+        health = wait_for("the partitions to serve, or not", decided)
         self.assertEqual(health.status, 1, health)
         states = [partition for partition in health.json["partitions"] if partition["state"] != "serving"]
         self.assertEqual([(partition["id"], partition["state"]) for partition in states], [(self.number, state)], health)
@@ -175,7 +178,8 @@ class DataDirectories(Case):
         self.damage(content)
         self.staging.start()
         self.allow("error verification found damage machine=web1 epoch=3 damaged=1$", "error export cut off disk=web1/vda.img code=corrupt",
-                   'error damage found while digesting code=corrupt object="machine web1, disk 0" why="bytes 1048576 to 1114112 of epoch 3 ')
+                   'error damage found while digesting code=corrupt object="machine web1, disk 0" why="bytes 1048576 to 1114112 of epoch 3 ',
+                   "error event=(damage_found|machine_damaged) ", "warning agent asked to send again", "warning the server lost data")
         verdict = self.staging.cli("verify", "web1", "--at", "latest")
         self.assertEqual(verdict.status, 1, verdict)
         self.assertFalse(verdict.json["ok"])
@@ -207,7 +211,7 @@ class DataDirectories(Case):
             file.seek(headers[1] + 20)
             file.write(bytes([content[headers[1] + 20] ^ 1]))
         self.allow(f"error partition not opened partition={self.number} state=fenced code=corrupt ",
-                   "warning event=index_rebuilt .*it was missing")  # the last start's
+                   "warning event=index_rebuil(t|d_began) .*")  # the last start's
         self.staging.start()
         self.not_served("fenced", r"(\.segment why=\"|\.segment: )is damaged at offset \d+: the commit there has a header with a wrong checksum")
         self.goes_on(neighbour)
@@ -219,15 +223,16 @@ class DataDirectories(Case):
 
     def rebuilt(self, why):
         self.assert_logged(self.staging, f"warning event=index_rebuilt path=.*{self.partition().name}/index reason=\"{why}")
+        wait_for("all partitions to serve", lambda: self.staging.cli("health").status == 0)
         self.assertEqual(self.staging.metric(rf'^tidemark_index_rebuilt\{{partition="{self.number}"\}}'), 1)
         self.assertEqual(self.staging.metric("^tidemark_index_rebuilt"), 1, "the other one was not")
-        self.assertTrue(self.staging.ask("health")["ok"])
 
     def test_a_lost_index_is_rebuilt_from_the_log(self):
+        wait_for("the points to be verified", lambda: all(point["verified"] for point in self.staging.points("web1")))
         points = self.staging.points("web1")
         self.staging.stop()
         shutil.rmtree(self.partition() / "index")
-        self.allow("warning event=index_rebuilt path=.* reason=\"it was missing\"")
+        self.allow("warning event=index_rebuild_began path=", "warning event=index_rebuilt path=.* reason=\"it was missing\"")
         self.staging.start()
         self.rebuilt("it was missing")
         self.assertEqual(self.staging.points("web1"), points)
@@ -244,7 +249,7 @@ class DataDirectories(Case):
                 for at in range(16, len(content), 64):
                     content[at] ^= 0x40
                 path.write_bytes(content)
-        self.allow("warning event=index_damaged path=", "warning event=index_rebuilt path=.* reason=\"it was damaged: ")
+        self.allow("warning event=index_rebuild_began path=", "warning event=index_damaged path=", "warning event=index_rebuilt path=.* reason=\"it was damaged: ")
         self.staging.start()
         self.assert_logged(self.staging, f"event=index_damaged path=.*{self.partition().name}/index error=")
         self.rebuilt("it was damaged: ")

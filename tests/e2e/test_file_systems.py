@@ -6,7 +6,7 @@ from harness import BIN, MIB, Case, change, main, needs_root, run
 
 STORAGE_TEST = BIN.parent / "tests/storage_test"
 # Of the store's tests those that use files of the kernel, all within TMPDIR.
-ON_FILES = ("UringQueueTest.*", "SystemFilesTest.*", "SegmentKeeper.*")
+ON_FILES = ("UringQueueTest.*", "SystemFilesTest.*", "SegmentKeeper.*", "IndexTest.*", "PartitionOnTheKernel.*")
 CONFIG = '[storage]\nsegment_size = "8MiB"\nreserve_segments = 1\nfree_space_min = "16MiB"\n'
 
 

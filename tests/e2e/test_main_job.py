@@ -40,6 +40,7 @@ class MainJob(Case):
         first = web1.digests()
         change(web1.disks[0], 1)
         web1.sync()
+        wait_for("the points to be verified", lambda: all(point["verified"] for point in server.points("web1")))
         before = server.points("web1")
         self.assertEqual(server.stop(), 0, "SIGTERM ends it in order")
         server.start()

@@ -19,6 +19,12 @@ class Retention(Case):
     def epochs(self):
         return [point["epoch"] for point in self.staging.points("web1")]
 
+    def told(self):
+        """All there is to say of the machine but the time."""
+        ladder = self.staging.ask("ladder", "show", "web1")
+        del ladder["clock"]
+        return {"epochs": self.epochs(), "ladder": ladder, "clones": self.staging.ask("clone", "list")}
+
     def failed(self, *arguments):
         done = self.staging.cli(*arguments)
         self.assertEqual(done.status, 1, f"{arguments}: {done}")
@@ -76,6 +82,34 @@ class Retention(Case):
             self.assertIn(words, json.dumps(error))
         after = self.staging.ask("ladder", "show", "web1")
         self.assertEqual((after["ladder"], after["removals"], len(after["pins"])), (before["ladder"], [], 1))
+
+    def test_a_point_that_was_dropped_is_no_point(self):
+        gone = self.points_of(4)[2]["epoch"]
+        self.staging.ask("point", "remove", "web1", "--at", f"epoch:{gone}")
+        wait_for("it to go", lambda: gone not in self.epochs())
+        wait_for("nobody to wait for it", lambda: self.staging.ask("ladder", "show", "web1")["removals"] == [])
+        before = self.told()
+        output = self.directory / "never"
+        for arguments, code, words in (
+                (("pin", "web1", "--at", f"epoch:{gone}"), "not-found", "no such point"),
+                (("clone", "create", "web1", "--at", f"epoch:{gone}", "--name", "late"), "not-found", "no such point"),
+                (("point", "remove", "web1", "--at", f"epoch:{gone}"), "not-found", "no such point"),
+                (("verify", "web9", "--at", "latest"), "not-found", "web9"),
+                (("points", "web9"), "not-found", "web9"),
+                (("export", "web9", "--at", "latest", "--output", str(output)), "not-found", "web9"),
+                (("export", "web1", "--at", "2001-01-01T00:00:00Z", "--output", str(output)), "not-found", "2001"),
+                (("export", "web1", "--at", "2199-01-01T00:00:00Z", "--output", str(output)), "invalid-argument", "future"),
+                (("pins", "web9"), "not-found", "web9"),
+                (("machine", "rename", "web9", "web8"), "not-found", "web9"),
+                (("machine", "remove", "web9", "--confirm", "web9"), "not-found", "web9")):
+            error = self.failed(*arguments)
+            self.assertEqual(error["code"], code, arguments)
+            self.assertIn(words, json.dumps(error), arguments)
+        self.assertEqual(self.told(), before)
+        # Reading takes the newest point at or before what was asked for, and says which.
+        older = [epoch for epoch in before["epochs"] if epoch < gone][0]
+        self.assertEqual(self.staging.ask("verify", "web1", "--at", f"epoch:{gone}")["epoch"], older)
+        self.assertFalse(output.exists() and any(output.iterdir()))
 
     def test_a_removal_waits_and_is_taken_back(self):
         oldest = self.points_of(2, config=None)[-1]["epoch"]

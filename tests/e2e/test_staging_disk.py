@@ -6,7 +6,7 @@ import re
 
 from harness import MIB, Case, change, main, needs_root, run, wait_for
 
-LIMITED = '[storage]\nsegment_size = "8MiB"\nreserve_segments = 2\nfree_space_min = "16MiB"\n'
+LIMITED = '[storage]\nsegment_size = "8MiB"\nreserve_segments = 2\nfree_space_min = "16MiB"\nhigh_water = 1.0\nfull_water = 1.0\n'
 NO_SPACE = 'session_errors_total{code="no-space"}'
 
 
@@ -47,7 +47,7 @@ class StagingDisk(Case):
         filler = mount / "filler"
         with open(filler, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, available(mount) - 8 * MIB)
-        wait_for("the server to see it", lambda: server.metric('space_bytes.*available') < 16 * MIB)
+        wait_for("the server to see it", lambda: server.metric('^tidemark_directory_space_bytes.*available') < 16 * MIB)
         refusal = r"partition-0000.*file system has \d+ MiB left, .*16 MiB are to stay free"
         with self.tells(server, re.escape(NO_SPACE), f"session ended .*code=no-space.*{refusal}", by=None):
             change(busy.disks[0], 1)

@@ -36,6 +36,7 @@ struct Owner final : wire::AgentSession::Events {
   void on_credit() override {}
   void on_digests(const pb::DigestReply&) override {}
   void on_throttle(std::uint32_t, const std::string&) override {}
+  void on_resend(const pb::Resend& ranges) override { require(wire::check(ranges).has_value()); }
   void on_renewed(const std::string&) override {}
   void on_server_error(const Error&, std::uint32_t) override {}
   void on_goodbye(const std::string&, std::uint32_t) override {}

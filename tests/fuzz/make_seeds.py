@@ -75,7 +75,8 @@ MESSAGES = {
     22: message((1, 1), (2, b"secret"), (3, "web1"), (4, "csr"), (5, b"f" * 32), (6, "0.1.0")),
     23: message((1, "0123456789abcdef" * 2), (2, "web1"), (3, "cert"), (4, "ca")),
     24: message((1, 1)),
-    25: "any t\u00e4xt\n\x1b[31m".encode(),
+    25: message((1, message((1, 0), (2, 16), (3, 32))), (1, message((2, 4096), (3, 1)))),
+    26: "any t\u00e4xt\n\x1b[31m".encode(),
 }
 
 

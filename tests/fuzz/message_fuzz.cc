@@ -27,7 +27,7 @@ void one(FrameType type, std::span<const std::byte> payload) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
   const auto payload = std::as_bytes(std::span(data, size)).subspan(1);
-  const auto type = static_cast<FrameType>(data[0] % 26);
+  const auto type = static_cast<FrameType>(data[0] % 27);
   switch (type) {
     case FrameType::hello: one<pb::Hello>(type, payload); break;
     case FrameType::welcome: one<pb::Welcome>(type, payload); break;
@@ -53,6 +53,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     case FrameType::enroll_request: one<pb::EnrollRequest>(type, payload); break;
     case FrameType::enroll_reply: one<pb::EnrollReply>(type, payload); break;
     case FrameType::epoch_begun: one<pb::EpochBegun>(type, payload); break;
+    case FrameType::resend: one<pb::Resend>(type, payload); break;
     default: {
       const std::string_view text(reinterpret_cast<const char*>(payload.data()), payload.size());
       if (!wire::valid_text(wire::clean_text(text))) std::abort();

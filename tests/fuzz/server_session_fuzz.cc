@@ -177,6 +177,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     } else if (item.what < 208) {
       session.on_credit_returned(choice * 100u);
     } else if (item.what < 224) {
+      pb::Resend resend;
+      auto* range = resend.add_ranges();
+      range->set_first_granule(choice);
+      range->set_granules(1 + choice);
+      session.resend(resend);
       session.throttle(choice, std::string(reinterpret_cast<const char*>(item.bytes.data()), item.bytes.size()));
     } else {
       session.on_digests({});

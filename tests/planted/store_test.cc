@@ -64,6 +64,10 @@ TEST_F(PlantedStore, AMarkAheadOfItsDataIsFound) {
   EXPECT_NE(histories_until_found(Planted::mark_ahead_of_data, kHistoriesMax), 0u);
 }
 
+TEST_F(PlantedStore, AMoveThatReadersDoNotLearnOfIsFound) {
+  EXPECT_NE(histories_until_found(Planted::moved_unseen, 400), 0u);
+}
+
 TEST_F(PlantedStore, AFoldThatTakesOpenDataIsFound) {
   EXPECT_NE(histories_until_found(Planted::fold_takes_open_data, kHistoriesMax), 0u);
 }
@@ -78,6 +82,18 @@ TEST_F(PlantedStore, APointThatIsDroppedUnderACloneIsFound) {
 
 TEST_F(PlantedStore, PruningThatIgnoresPinsIsFound) {
   EXPECT_NE(histories_until_found(Planted::prune_ignores_pins, kHistoriesMax), 0u);
+}
+
+TEST_F(PlantedStore, ALiveCountThatIsOffByOneIsFound) {
+  EXPECT_NE(histories_until_found(Planted::live_count_off_by_one, kHistoriesMax), 0u);
+}
+
+TEST_F(PlantedStore, NoncesThatBeginAnewAreFound) {
+  EXPECT_NE(histories_until_found(Planted::nonces_begin_anew, kHistoriesMax), 0u);
+}
+
+TEST_F(PlantedStore, AChainThatIsCutWhereNeighboursWentIsFound) {
+  EXPECT_NE(histories_until_found(Planted::released_run_unlinked, 400), 0u);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// tidemarkd with a bug planted (base/planted.h), which TIDEMARK_PLANTED_BUG names: the power-cut rig must find what it
-// loses. For tests only; nothing installs it.
+// tidemarkd with a bug planted (base/planted.h), which TIDEMARK_PLANTED_BUG names: the power-cut rig and the
+// crash loops must find what it loses. For tests only; nothing installs it.
 #include <cstdio>
 #include <cstdlib>
 #include <string_view>
@@ -9,10 +9,14 @@
 
 int main(int argc, char** argv) {
   const char* const wanted = std::getenv("TIDEMARK_PLANTED_BUG");
-  if (wanted == nullptr || std::string_view(wanted) != "log_unsynced") {
-    std::fputs("tidemarkd_planted: TIDEMARK_PLANTED_BUG must be log_unsynced\n", stderr);
+  const std::string_view bug = wanted == nullptr ? "" : wanted;
+  if (bug == "log_unsynced") {
+    tidemark::planted_bug = tidemark::Planted::log_unsynced;
+  } else if (bug == "flush_ignored") {
+    tidemark::planted_bug = tidemark::Planted::flush_ignored;
+  } else {
+    std::fputs("tidemarkd_planted: TIDEMARK_PLANTED_BUG must be log_unsynced or flush_ignored\n", stderr);
     return 2;
   }
-  tidemark::planted_bug = tidemark::Planted::log_unsynced;
   return tidemark::server::run_command_line(argc, argv);
 }

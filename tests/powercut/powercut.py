@@ -8,6 +8,7 @@ some torn by sector. Each image is mounted, and the real server started on it:
   - every machine that was enrolled, every epoch acknowledged and every pin set before the cut is there (of machines whose
     ladder thins their points out: the newest epoch and the pinned ones);
   - a machine that was removed is gone, or goes;
+  - a disk of a clone is as it was after some write over NBD, and not before the last one that had been flushed;
   - what is read of a point equals what the machine's disks held, all of them at the same moment;
   - an agent that knows what it knew then goes on without an alarm, and its next epoch is exact.
 
@@ -16,7 +17,9 @@ checks. Prints what was done; exit status 1 when anything was lost or wrong, or 
 Linux, qemu-storage-daemon, FUSE and xfsprogs. A seed repeats the choices, not the kernel's timing.
 """
 import argparse
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -30,8 +33,10 @@ import tempfile
 import threading
 import time
 
-from record import DISK_SIZE, MARKS_SIZE, Load  # puts tests/crash on the path
+from record import DISK_SIZE, Load  # puts tests/crash on the path
+from logged_disk import MARKS_SIZE
 from write_log import Images, WriteLog
+from nbd_client import NbdClient
 from parts import Server, disks_of, is_dropped, is_removed, points_of, read_point, run, unmount
 
 FICLONE = 0x40049409
@@ -69,7 +74,7 @@ class Promised:
     """What had been acknowledged before a cut, by machine."""
 
     def __init__(self, load, log, cut):
-        self.epochs, self.pins, self.states, self.removed = {}, {}, {}, set()
+        self.epochs, self.pins, self.states, self.removed, self.clones = {}, {}, {}, set(), {}
         for number, (kind, label, *what) in enumerate(load.disk.marks):
             if log.marks[number] > cut:
                 continue
@@ -79,6 +84,8 @@ class Promised:
                 self.epochs[label][what[0]], self.states[label] = what[1], what[2]
             elif kind == "pin":
                 self.pins[label].add(what[0])
+            elif kind in ("cloned", "flushed"):
+                self.clones[label] = what[0] if what else 0
             elif kind == "removing":  # from now on it may be there or not
                 del self.epochs[label]
             else:
@@ -90,7 +97,7 @@ class Check:
 
     def __init__(self, worker, promised, choose, everything):
         self.worker, self.promised, self.choose, self.everything = worker, promised, choose, everything
-        self.problems, self.epochs, self.points, self.rebuilt = [], 0, 0, 0
+        self.problems, self.epochs, self.points, self.clones, self.rebuilt = [], 0, 0, 0, 0
 
     def server(self, data):
         log = self.worker.root / "server.log"
@@ -102,11 +109,15 @@ class Check:
             there = [machine for machine in self.worker.load.everyone() if machine.label in self.promised.epochs]
             for machine in there:
                 self.machine(admin, machine)
+            for clone in self.worker.load.clones:
+                if clone.name in self.promised.clones:
+                    self.clone(server, clone)
+            admin = server.admin()  # the server ends a connection that is silent for two seconds
             for label in sorted(self.promised.removed):
                 if not is_removed(admin, label):
                     self.problems.append(f"{label}: was removed, and is there")
             self.agent(server, self.choose.choice(there))
-            if admin.metrics().get("tidemark_history_diverged_total", 0):
+            if server.admin().metrics().get("tidemark_history_diverged_total", 0):
                 self.problems.append("an agent knew more than the server")
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             self.problems.append(f"{type(error).__name__}: {error}")
@@ -142,6 +153,14 @@ class Check:
                                      f"{'as they were at another time' if got in machine.held else 'as they never were'}")
             elif got is not None and got not in machine.held:
                 self.problems.append(f"{label}: epoch {epoch} is a mixture that never was")
+
+    def clone(self, server, clone):
+        with contextlib.closing(NbdClient(server.data / "nbd.sock", clone.export)) as client:
+            digest = hashlib.sha256(client.read(0, client.size)).digest()
+        self.clones += 1
+        if digest not in clone.states[self.promised.clones[clone.name]:]:
+            was = "as it was before that" if digest in clone.states else "as it never was"
+            self.problems.append(f"{clone.export}: what was flushed is not there: the disk is {was}")
 
     def chosen(self, there):
         there = sorted(there)
@@ -207,7 +226,7 @@ class Worker(threading.Thread):
         check = Check(self, Promised(self.load, self.log, cut), random.Random(seed), number % EVERYTHING_EVERY == 0)
         loop = run("losetup", "--find", "--show", "--sizelimit", DISK_SIZE - MARKS_SIZE, path)
         try:
-            run("mount", "-o", "nouuid" if self.load.disk.kind == "xfs" else "defaults", loop, self.mount)
+            run("mount", "-o", "nouuid" if self.load.kind == "xfs" else "defaults", loop, self.mount)
             try:
                 check.server(self.mount / "data")
             finally:
@@ -258,7 +277,7 @@ def replay(root, load, arguments, seed, until_found=False):
         cuts.put(cut)
     workers = [Worker(i, scratch.mount, load, log, arguments.bin, cuts, results, root) for i in range(arguments.jobs)]
     figures = {"cuts": 0, **{f"cuts_{fate}": 0 for fate in FATES}, "writes_lost_or_torn": 0, "epochs_expected": 0,
-               "points_read": 0, "indexes_rebuilt": 0}
+               "points_read": 0, "clones_read": 0, "indexes_rebuilt": 0}
     problems = []
     try:
         for worker in workers:
@@ -271,6 +290,7 @@ def replay(root, load, arguments, seed, until_found=False):
             if check:
                 figures["epochs_expected"] += check.epochs
                 figures["points_read"] += check.points
+                figures["clones_read"] += check.clones
                 figures["indexes_rebuilt"] += check.rebuilt
             problems += found
             for problem in found:

@@ -1,27 +1,21 @@
 """The part of the power-cut rig that records: a file system on a disk whose every write and flush is logged, the real
 server on it under load, and with each thing that was acknowledged its place in the log.
 
-qemu-storage-daemon exports a `blklogwrites` node as a file by FUSE; a loop device on it makes a disk of it.
-Behind the part that the loop device shows there is room for marks: one is written after something was acknowledged, and
-stands in the log behind all that the acknowledgement stood for.
+A mark is written after something was acknowledged, and stands in the log behind all that the acknowledgement stood for.
 """
-import mmap
-import os
 import pathlib
 import random
 import shutil
-import struct
 import subprocess
 import sys
 import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "crash"))
-from parts import MKFS, NARROW, Machine, Server, run, unmount
+from logged_disk import LoggedDisk
+from parts import MKFS, NARROW, CloneUser, Machine, Server
 
-DISK_SIZE = 1536 << 20
-MARKS_SIZE = 1 << 20
-LOG_SIZE = 64 << 30  # sparse
+DISK_SIZE = 1536 << 20  # with the place of the marks
 SMALL = (3 << 20, (1 << 20) + 1536)  # the second disk ends in a short granule
 LARGE = (16 << 20,)
 RESTART_SECONDS = 4
@@ -29,66 +23,6 @@ RESTART_SECONDS = 4
 WORK = {"tidemark_segments_settled_total": "segments_settled", "tidemark_settled_blocks_total": "blocks_settled",
         "tidemark_versions_folded_total": "versions_folded", "tidemark_points_dropped_total": "points_dropped",
         "tidemark_log_commits_total": "commits"}
-
-
-class LoggedDisk:
-    """A disk with a file system, mounted at `mount`; `base`, the image before the first logged write."""
-
-    def __init__(self, root, kind):
-        self.image, self.log, self.file = root / "disk.img", root / "writes.log", root / "disk"
-        self.base, self.mount, self.kind = root / "base.img", root / "mnt", kind
-        for path, size in ((self.image, DISK_SIZE), (self.log, LOG_SIZE), (self.file, 0)):
-            with open(path, "wb") as file:
-                file.truncate(size)
-        with open(self.image, "r+b") as file:
-            file.truncate(DISK_SIZE - MARKS_SIZE)
-        run(*MKFS[kind], self.image)
-        with open(self.image, "r+b") as file:
-            file.truncate(DISK_SIZE)
-        run("cp", "--sparse=always", self.image, self.base)
-        self.mount.mkdir()
-        self.daemon = self.loop = None
-        self.output = open(root / "qemu.log", "ab")
-        self.lock, self.marks = threading.Lock(), []
-
-    def start(self):
-        self.daemon = subprocess.Popen(
-            ["qemu-storage-daemon",
-             "--blockdev", f"driver=file,node-name=disk,filename={self.image},discard=unmap",
-             "--blockdev", f"driver=file,node-name=log,filename={self.log}",
-             "--blockdev", "driver=blklogwrites,node-name=logged,file=disk,log=log",
-             "--export", f"fuse,id=disk,node-name=logged,mountpoint={self.file},writable=on"],
-            stdout=self.output, stderr=self.output)
-        end = time.monotonic() + 30
-        while os.stat(self.file).st_size != DISK_SIZE:
-            if self.daemon.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"qemu-storage-daemon exports nothing; see {self.output.name}")
-            time.sleep(0.01)
-        # Not with direct I/O: the FUSE export of qemu 7.2 mixes up the data of writes that it is given at the same time.
-        # Without, they come one after the other, and still at once: the kernel keeps nothing back of such a file.
-        self.loop = run("losetup", "--find", "--show", "--direct-io=off", "--sizelimit", DISK_SIZE - MARKS_SIZE, self.file)
-        run("mount", self.loop, self.mount)
-        self.marker = os.open(self.file, os.O_RDWR | os.O_DIRECT)
-        self.sector = mmap.mmap(-1, 4096)
-
-    def mark(self, *what):
-        """In the log, behind everything that was reported as durable before this call."""
-        with self.lock:
-            self.sector[:8] = struct.pack("<Q", len(self.marks))
-            os.pwrite(self.marker, self.sector, DISK_SIZE - MARKS_SIZE)
-            self.marks.append(what)
-
-    def stop(self):
-        if self.loop:
-            if os.path.ismount(self.mount):
-                unmount(self.mount)
-            run("losetup", "--detach", self.loop)
-            os.close(self.marker)
-            self.loop = None
-        if self.daemon:
-            self.daemon.terminate()
-            self.daemon.wait(60)
-            self.daemon = None
 
 
 class MarkedMachine(Machine):
@@ -116,6 +50,22 @@ class MarkedMachine(Machine):
             pinned = self.server.cli("pin", self.label, "--at", f"epoch:{epoch}", "--name", f"p{epoch}", check=False)
             if pinned.returncode == 0:  # else it was dropped before, or the server is away
                 self.disk.mark("pin", self.label, epoch)
+
+
+class MarkedClone(CloneUser):
+    """Leaves a mark for each flush that was answered."""
+
+    def __init__(self, disk, *arguments):
+        super().__init__(*arguments)
+        self.disk = disk
+
+    def created(self):
+        super().created()
+        self.disk.mark("cloned", self.name)
+
+    def promised(self):
+        super().promised()
+        self.disk.mark("flushed", self.name, self.flushed)
 
 
 class Passing(threading.Thread):
@@ -153,7 +103,7 @@ class Load:
     """The server under load on a logged disk, for a time; then `machines`, `marks` and `work` tell what was done."""
 
     def __init__(self, root, kind, binaries, seed, program=None, environment=None):
-        self.disk = LoggedDisk(root, kind)
+        self.kind, self.disk = kind, LoggedDisk(root, DISK_SIZE, MKFS[kind])
         self.choose = random.Random(f"{seed} {kind}")
         self.stopping = threading.Event()
         self.server = Server(binaries, self.disk.mount / "data", root / "server.log", program=program,
@@ -162,6 +112,8 @@ class Load:
                                                                 sizes, **options)
         self.machines = [machine("kept0", SMALL), machine("kept1", SMALL), machine("thinned", SMALL, ladder=NARROW),
                          machine("large", LARGE, ladder=NARROW, changes=(8, 40))]
+        self.clones = [MarkedClone(self.disk, f"clone-{label}", label, self.server, seed, self.stopping)
+                       for label in ("kept0", "thinned")]
         self.passing = Passing(self, lambda label: machine(label, SMALL))
         self.work = dict.fromkeys(WORK.values(), 0)
         self.restarts = {"killed": 0, "stopped": 0, "index_lost": 0}
@@ -176,19 +128,23 @@ class Load:
             self.server.start()
             for machine in self.machines:
                 machine.enrolled()
-            for thread in (*self.machines, self.passing):
+            threads = (*self.machines, *self.clones, self.passing)
+            for thread in threads:
                 thread.start()
             while time.monotonic() - started < 5 * seconds:
                 time.sleep(RESTART_SECONDS * (0.5 + self.choose.random()))
                 self.count()
-                for thread in (*self.machines, self.passing):
+                for thread in threads:
                     if thread.failure:
                         raise thread.failure
+                for clone in self.clones:
+                    if clone.problems:
+                        raise RuntimeError(clone.problems[0])
                 if time.monotonic() - started >= seconds and not self.missing():
                     break
                 self.restart()
             self.stopping.set()
-            for thread in (*self.machines, self.passing):
+            for thread in threads:
                 thread.join()
             self.count()
             self.server.kill()
@@ -208,6 +164,7 @@ class Load:
         return self.work | {f"server_{how}": count for how, count in self.restarts.items()} | {
             "machines_removed": self.passing.removed,
             "pins": sum(mark[0] == "pin" for mark in self.disk.marks),
+            "clone_flushes": sum(clone.flushes for clone in self.clones),
             "epochs_acknowledged": sum(len(machine.expected) for machine in self.everyone())}
 
     def missing(self):

@@ -35,7 +35,8 @@ MachineId StoreChecker::machine_id(std::uint32_t number) {
 StoreChecker::StoreChecker(std::uint64_t seed, storage::PartitionOptions options)
     : random_(seed),
       rig_(seed ^ 0x5deece66d, std::move(options)),
-      retention_clock_(std::nullopt, rig_.clock().wall_us(), rig_.clock().monotonic()) {
+      retention_clock_(std::nullopt, rig_.clock().wall_us(), rig_.clock().monotonic()),
+      rung_clock_(std::nullopt, rig_.clock().wall_us(), rig_.clock().monotonic(), storage::RetentionClock::Back::hold) {
   if (const auto created = rig_.create(); !created) fail("create: " + created.error().message());
 }
 
@@ -89,6 +90,7 @@ void StoreChecker::add_machine() {
   if (!put) return;
   machines_[number].id = id;
   machines_[number].name = record.name();
+  run_.count(StoreOp::machine);
 }
 
 void StoreChecker::open_disk(ModelMachine& machine) {
@@ -102,6 +104,7 @@ void StoreChecker::open_disk(ModelMachine& machine) {
   if (!opened) return;
   if (opened->disk() != number) fail("a disk got the number of another");
   machine.disks[number] = disk.size();
+  run_.count(StoreOp::machine);
   trace(fmt::format("{} opens disk {} of {} bytes", machine.name, number, disk.size()));
 }
 
@@ -124,6 +127,7 @@ void StoreChecker::begin(ModelMachine& machine, std::uint32_t kind) {
   trace(fmt::format("{} begins {} with {} disks: {}", machine.name, begin.number(), begin.disks_size(),
                     begun ? "taken" : begun.error().message()));
   if (!begun) return;
+  run_.count(StoreOp::begin);
   machine.open =
       OpenEpoch{.number = begin.number(), .kind = kind, .sent = {{.blocks = 0, .sum = {}, .content = content}}};
 }
@@ -166,9 +170,49 @@ void StoreChecker::blocks(ModelMachine& machine) {
   trace(fmt::format("{} writes {} blocks of epoch {}, disk {}: {}", machine.name, summary.blocks, open.number,
                     disk->first, appended ? "taken" : appended.error().message()));
   if (!appended) return;
+  sent(machine, summary, std::move(content), StoreOp::append);
+}
+
+void StoreChecker::sent(ModelMachine& machine, const wire::BlocksSummary& summary, std::shared_ptr<Content> content,
+                        StoreOp what) {
+  OpenEpoch& open = *machine.open;
   Hash128 sum = open.sent.back().sum;
   sum += summary.sum;
   open.sent.push_back({.blocks = open.sent.back().blocks + summary.blocks, .sum = sum, .content = std::move(content)});
+  run_.count(machine.base ? StoreOp::clone_write : what, summary.blocks);
+}
+
+void StoreChecker::bulk(ModelMachine& machine) {
+  OpenEpoch& open = *machine.open;
+  const auto& disks = open.content();
+  auto disk = disks.begin();
+  std::advance(disk, random_.below(disks.size()));
+  const std::uint64_t size = disk->second.granules.size();
+  std::uint64_t at = random_.below(size) / limits::kBlockGranulesMax * limits::kBlockGranulesMax;
+  const bool compressible = random_.chance(0.5);
+  wire::BlockEncoder encoder(machine.id, 1);
+  std::vector<std::byte> plain;
+  for (std::uint64_t frames = 1 + random_.below(4); frames > 0 && at < size; --frames) {
+    auto content = std::make_shared<Content>(open.content());
+    std::vector<Token>& granules = (*content)[disk->first].granules;
+    encoder.start(DiskId(disk->first), EpochNumber(open.number));
+    while (at < size && encoder.payload().size() < kPayloadMax - 70'000) {
+      const std::uint64_t end = std::min<std::uint64_t>(at + limits::kBlockGranulesMax, size);
+      plain.resize((end - at) * limits::kGranuleSize);
+      for (std::uint64_t granule = at; granule < end; ++granule) {
+        const Token token = (random_.next() & ~Token{1}) | (compressible ? 1 : 0);
+        granules[granule] = token;
+        granule_of(token, std::span(plain).subspan((granule - at) * limits::kGranuleSize, limits::kGranuleSize));
+      }
+      encoder.add(at, plain);
+      at = end;
+    }
+    const wire::BlocksSummary summary = encoder.summary();
+    const auto appended = rig_.store().append_blocks(machine.id, DiskId(disk->first), encoder.take());
+    check_status(appended, "append_blocks in bulk");
+    if (!appended) return;
+    sent(machine, summary, std::move(content), StoreOp::bulk);
+  }
 }
 
 void StoreChecker::commit(ModelMachine& machine) {
@@ -177,7 +221,9 @@ void StoreChecker::commit(ModelMachine& machine) {
   const Hash128 digest{random_.next(), random_.next()};
   record.set_number(machine.open->number);
   record.set_time_us(rig_.clock().wall_us());
-  record.set_arrival_us(retention_clock_.now_us());
+  record.set_arrival_us(rig_.clock().wall_us());
+  record.set_rung_offset_us(rung_clock_.now_us(rig_.clock().monotonic()) - record.arrival_us());
+  machine.committed_us[record.number()] = steady_us();
   record.set_consistency(random_.chance(0.2) ? 1 : 2);
   record.set_blocks(machine.open->sent.back().blocks);
   record.set_digest(hash_to_bytes(digest));
@@ -188,6 +234,7 @@ void StoreChecker::commit(ModelMachine& machine) {
   trace(fmt::format("{} commits {}: {}", machine.name, record.number(),
                     committed ? "taken" : committed.error().message()));
   if (committed) {
+    run_.count(StoreOp::commit);
     machine.open.reset();
   } else {
     machine.pending.pop_back();
@@ -201,7 +248,10 @@ void StoreChecker::abort(ModelMachine& machine) {
   const auto aborted = rig_.store().abort_epoch(machine.id, record);
   check_status(aborted, "abort_epoch");
   trace(fmt::format("{} aborts {}: {}", machine.name, record.number(), aborted.has_value()));
-  if (aborted) machine.open.reset();
+  if (aborted) {
+    run_.count(StoreOp::abort);
+    machine.open.reset();
+  }
 }
 
 void StoreChecker::drop(ModelMachine& machine) {
@@ -211,7 +261,8 @@ void StoreChecker::drop(ModelMachine& machine) {
   }
   for (const EpochNumber epoch : epochs) machine.dropping.insert(epoch.value());
   trace(fmt::format("{} drops {} points", machine.name, epochs.size()));
-  rig_.store().drop_points(machine.id, std::move(epochs));
+  run_.count(StoreOp::drop);
+  rig_.store().drop_points(machine.id, epochs);
 }
 
 // What was asked to be dropped may be gone, and then it stays gone.
@@ -248,6 +299,7 @@ void StoreChecker::rename(ModelMachine& machine) {
   storage::pb::MachineRecord record = state->record;
   record.set_name(fmt::format("{}r{}", machine.name.substr(0, machine.name.find('r')), random_.below(100)));
   check_status(rig_.store().put_machine(record, {}), "rename");
+  run_.count(StoreOp::machine);
 }
 
 void StoreChecker::remove(ModelMachine& machine) {
@@ -265,9 +317,18 @@ void StoreChecker::remove(ModelMachine& machine) {
   if (is_cloned(machine, std::nullopt)) return fail(machine.name + " was removed, and a clone stands on it");
   machine.removing = true;
   if (machine.base) ++run_.clones_dropped;
+  run_.count(machine.base ? StoreOp::clone_drop : StoreOp::machine);
 }
 
-void StoreChecker::pump(bool all) { rig_.pump(all && !rig_.disk().powered_off()); }
+void StoreChecker::pump(bool all) {
+  run_.count(StoreOp::turn);
+  rig_.pump(all && !rig_.disk().powered_off());
+}
+
+void StoreChecker::lose_index() {
+  run_.count(StoreOp::index_lost);
+  rig_.lose_index(random_.chance(0.7));
+}
 
 void StoreChecker::idle() {
   rig_.store().on_idle();
@@ -317,6 +378,7 @@ void StoreChecker::end(End how) {
   if (failed()) return;
   rig_.disk().set_faults({});
   trace(fmt::format("end, by {}", how == End::power_cut ? "power cut" : how == End::kill ? "kill" : "close"));
+  run_.count(how == End::close ? StoreOp::close : StoreOp::crash);
   switch (how) {
     case End::power_cut:
       ++run_.crashes;
@@ -351,6 +413,18 @@ void StoreChecker::end(End how) {
 }
 
 void StoreChecker::start() {
+  if (rig_.encrypted()) {
+    // A disk that lied may show anything for a block.
+    const auto wrong = lied_ ? std::nullopt : nonces_.look(rig_.files(), StoreRig::kDirectory);
+    if (wrong) fail(*wrong);
+    const bool rotate = random_.chance(0.3) && !rig_.disk().powered_off();
+    const Status rotated = rotate ? rig_.rotate_master_key() : Status();
+    if (!rotated && lied_ && rotated.error().code == Code::corrupt) {
+      ++run_.damage_found;  // the superblock was written by a disk that lied
+      return;
+    }
+    if (!rotated) fail("rotate: " + rotated.error().message());
+  }
   for (int attempt = 0; !failed(); ++attempt) {
     const auto opened = rig_.open();
     if (opened) break;
@@ -359,7 +433,8 @@ void StoreChecker::start() {
       rig_.cut_power();
     } else if (opened.error().code == Code::no_space && attempt < 3) {
       rig_.disk().set_capacity(1_GiB);
-    } else if (lied_ && opened.error().code == Code::corrupt) {
+    } else if (lied_ && (opened.error().code == Code::corrupt || opened.error().code == Code::not_found)) {
+      // Damage; or keys that were wrapped anew and lost, after which the old master key was thrown away.
       ++run_.damage_found;
       return;
     } else {
@@ -379,6 +454,7 @@ void StoreChecker::start() {
     if (drop) dropped.push_back(number);
   }
   for (const std::uint32_t number : dropped) machines_.erase(number);
+  compare_space();
   settle();
 }
 
@@ -443,6 +519,24 @@ void StoreChecker::compare_after_start(ModelMachine& machine, bool& drop) {
   continue_open(machine, *state);
 }
 
+// The accounts are those of what the index holds, counted anew, and at least what the kept epochs show.
+void StoreChecker::compare_space() {
+  if (failed()) return;
+  if (const auto counted = rig_.store().check_counts(); !counted) return fail(counted.error().message());
+  std::uint64_t all = 0;
+  for (const auto& space : rig_.store().machine_space()) {
+    all += space.stored_bytes;
+    for (const auto& [number, machine] : machines_) {
+      std::uint64_t logical = 0;
+      for (const auto& [disk, size] : machine.disks) logical += size;
+      if (machine.id == space.machine && space.logical_bytes != logical)
+        return fail(
+            fmt::format("{} has disks of {} bytes, and {} are counted", machine.name, logical, space.logical_bytes));
+    }
+  }
+  if (all != rig_.store().stats().stored_bytes) fail("the stored bytes of the machines do not add up");
+}
+
 void StoreChecker::continue_open(ModelMachine& machine, const MachineState& state) {
   std::optional<OpenEpoch> before;
   if (state.open_epoch) {
@@ -502,18 +596,20 @@ void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
       for (const auto& [disk, content] : *machine.acked[number].content) {
         // A disk stays in the model's content even when it is not in an epoch: every epoch has all of them here.
         std::optional<Error> read_error;
-        const auto difference =
-            compare_disk(rig_.store(), machine.id, disk, EpochNumber(number), content, random_, read_error);
+        const auto difference = compare_disk(rig_.store(), machine.id, disk, EpochNumber(number), content, random_,
+                                             read_error, rig_.cache());
         if (difference) return fail(fmt::format("{}, {}", machine.name, *difference));
         if (!read_error) continue;
         // The record of the drop is on its way: listed still, read no more.
         if (read_error->code == Code::not_found && machine.dropping.contains(number)) continue;
+        if (unreadable_ && read_error->code == Code::io) continue;
         if (!damaged || read_error->code != Code::corrupt) {
           return fail(fmt::format("{}, epoch {}: {}", machine.name, number, read_error->message()));
         }
         ++run_.damage_found;
       }
       ++run_.epochs_checked;
+      run_.count(StoreOp::verify);
     }
   }
 }
@@ -522,9 +618,10 @@ void StoreChecker::verify(std::size_t epochs_max, bool damaged) {
 void StoreChecker::verify_base(ModelMachine& clone, bool damaged) {
   for (const auto& [disk, content] : *clone.base->content) {
     std::optional<Error> read_error;
-    const auto difference = compare_disk(rig_.store(), clone.id, disk, EpochNumber(), content, random_, read_error);
+    const auto difference =
+        compare_disk(rig_.store(), clone.id, disk, EpochNumber(), content, random_, read_error, rig_.cache());
     if (difference) return fail(fmt::format("{}, as it began: {}", clone.name, *difference));
-    if (!read_error) continue;
+    if (!read_error || (unreadable_ && read_error->code == Code::io)) continue;
     if (!damaged || read_error->code != Code::corrupt)
       return fail(fmt::format("{}, as it began: {}", clone.name, read_error->message()));
     ++run_.damage_found;

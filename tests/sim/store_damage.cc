@@ -96,12 +96,54 @@ std::optional<StoreChecker::Damage> StoreChecker::do_damage() {
   return damage;
 }
 
-void StoreChecker::damage_and_start() {
+bool StoreChecker::scrub_through() {
+  run_.count(StoreOp::scrub);
+  storage::Checker& checker = rig_.store().checker();
+  const auto to_its_end = [&] {
+    const auto before = checker.stats().scrubs;
+    checker.start_scrub();
+    for (int step = 0; step < 10'000 && checker.stats().scrubs == before; ++step) {
+      if (!checker.step() && step > 0 && checker.stats().error) return false;
+    }
+    return checker.stats().scrubs != before;
+  };
+  // One that runs already may have met what could not be read for a while.
+  if (checker.scrub().running && !to_its_end()) return false;
+  return to_its_end();
+}
+
+void StoreChecker::scrub() {
+  if (!scrub_through()) {
+    const bool excused = rig_.disk().powered_off() || rig_.stopped() || lied_;
+    if (!excused) fail("a scrub did not come to its end");
+    return;
+  }
+  if (lied_ || rig_.disk().powered_off()) return;
+  if (const auto damage = rig_.store().checker().damage(); !damage.empty())
+    fail("a scrub finds damage where none was done: " + damage.front().extent.what);
+}
+
+// Whoever reads meets EIO: those in the background try again, and nothing that is read is wrong.
+void StoreChecker::read_errors() {
+  const storage::SimFaults before = rig_.disk().faults();
+  storage::SimFaults faults = before;
+  faults.read_error = random_.chance(0.5) ? 0.02 : 0.3;
+  rig_.disk().set_faults(faults);
+  idle();
+  take_acks();
+  unreadable_ = true;
+  verify(1, lied_);
+  unreadable_ = false;
+  rig_.disk().set_faults(before);
+}
+
+void StoreChecker::damage_and_start(Lsn last) {
   if (failed() || rig_.running()) return;
   const auto damage = do_damage();
   if (failed()) return;
   if (!damage) return start();
-  if (random_.chance(0.2)) rig_.lose_index();
+  if (random_.chance(0.2)) lose_index();
+  run_.count(damage->before.size() == 1 ? StoreOp::bit_flip : StoreOp::misdirected);
   trace(fmt::format("damaged {} at {}, {} bytes", damage->path, damage->offset, damage->before.size()));
   if (const auto opened = rig_.open(); !opened) {
     if (opened.error().code != Code::corrupt) return fail("open of a damaged store: " + opened.error().message());
@@ -110,7 +152,9 @@ void StoreChecker::damage_and_start() {
   } else {
     trace(fmt::format("opened all the same: durable LSN {}, log up to {}", rig_.opened().recovery.durable_lsn.value(),
                       rig_.opened().recovery.tail.last_lsn.value()));
-    // It opened: then nothing acknowledged is missing, and what is read is right or an error.
+    // It opened: then nothing acknowledged is missing, and what is read is right or an error. A last commit that
+    // nothing behind it calls durable passes for a torn one: it is dropped, and the damage with it.
+    const bool dropped_it = rig_.opened().recovery.tail.last_lsn < last;
     std::vector<std::uint32_t> dropped;
     for (auto& [number, machine] : machines_) {
       bool drop = false;
@@ -121,8 +165,13 @@ void StoreChecker::damage_and_start() {
     for (const std::uint32_t number : dropped) machines_.erase(number);
     pump(true);
     take_acks();
-    verify(3, true);
-    if (failed()) return;
+    // What a reader would meet, the scrub meets before it.
+    const bool scrubbed = scrub_through();
+    const bool nothing = scrubbed && rig_.store().checker().damage().empty();
+    const std::uint64_t found = run_.damage_found;
+    verify(3, !dropped_it);
+    if (nothing && run_.damage_found != found) fail("a scrub passed over damage that a reader met");
+    if (failed() || dropped_it) return;
     rig_.kill();
   }
   // It may have hit what nothing led to any more, and that was put away.

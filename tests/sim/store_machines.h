@@ -56,9 +56,10 @@ struct ModelMachine {
   bool removed_acked = false;
   std::map<std::uint32_t, std::uint64_t> disks;  // sizes, as the catalog has them
   std::map<std::uint64_t, AckedEpoch> acked;
-  std::set<std::uint64_t> dropping;             // asked to be dropped: may be gone at any time
-  std::map<std::uint64_t, AckedEpoch> dropped;  // were seen to be gone
-  std::deque<PendingEpoch> pending;             // committed, not acknowledged
+  std::set<std::uint64_t> dropping;                  // asked to be dropped: may be gone at any time
+  std::map<std::uint64_t, AckedEpoch> dropped;       // were seen to be gone
+  std::deque<PendingEpoch> pending;                  // committed, not acknowledged
+  std::map<std::uint64_t, WallMicros> committed_us;  // when each was, by a clock that never leaps
   std::optional<OpenEpoch> open;
 
   // On what the next epoch is built.

@@ -5,20 +5,50 @@
 // that was not acknowledged is there whole or not at all; an aborted one never shows; damage is reported, and what is
 // read is right or an error.
 //
-// A history is drawn from its seed alone: {machines, disks, resizes, epochs, blocks, commits, aborts, removals, power
-// cuts at any operation, kills, clones of points and of clones, their drops, pins, pruning by a ladder, leaps of the
-// clock, clean ends, EIO, ENOSPC, flipped bits, misdirected writes, lost indexes, dropped points}; settling, folding
-// and compaction go on behind it all.
+// A history is drawn from its seed alone: what it does is listed in StoreOp; settling, folding and compaction go on
+// behind it all.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 
 namespace tidemark::sim {
 
+// What is done to a store, and counted.
+enum class StoreOp : std::uint8_t {
+  machine,      // made, renamed, removed, a disk opened or resized, a pin
+  begin,        // of an epoch
+  append,       // a block, or a range of zeroes
+  bulk,         // a block of an initial sync, one behind the other
+  commit,       // of an epoch
+  abort,        // of an epoch
+  prune,        // a machine by its ladder
+  drop,         // some points of a machine
+  fold,         // of a region
+  settle,       // a block, or a segment that is left as it is
+  clone,        // is made
+  clone_write,  // a block or a range of zeroes, into a clone
+  clone_drop,   // a clone is removed
+  scrub,        // of the whole store
+  verify,       // an epoch is read whole, and compared
+  turn,         // of the loop: what is open is written, some of what is in flight completes
+  crash,        // power cuts and kills
+  close,        // and opened again
+  clock_jump,   //
+  eio,          // writes, reads or syncs fail for a while
+  enospc,       // the disk is full for a while
+  bit_flip,     // in what is stored
+  misdirected,  // a write went to the wrong place, now or for a while; or was lost
+  index_lost,   //
+  count
+};
+
 struct StoreRun {
-  std::uint64_t operations = 0;  // of the simulated disk
+  std::array<std::uint64_t, static_cast<std::size_t>(StoreOp::count)> done{};
+  std::uint64_t disk_operations = 0;  // of the simulated disk
   std::uint64_t steps = 0;
   std::uint64_t crashes = 0;  // power cuts and kills
   std::uint64_t epochs_acked = 0;
@@ -30,12 +60,15 @@ struct StoreRun {
   std::uint64_t clones_dropped = 0;
   std::uint64_t bases_checked = 0;  // clones read as they began
   std::uint64_t blocks_moved = 0;   // into cold segments
+  std::uint64_t segments_kept = 0;  // of the log, left as they are
   std::uint64_t regions_folded = 0;
   std::uint64_t rebuilds = 0;      // of indexes that were lost
   std::uint64_t damages = 0;       // done to the disk
   std::uint64_t damage_found = 0;  // openings refused and reads failed because of it
   std::optional<std::string> failure;
 
+  void count(StoreOp what, std::uint64_t times = 1) { done[static_cast<std::size_t>(what)] += times; }
+  std::uint64_t operations() const;  // all that was done
   void add(const StoreRun& other);
   std::string summary() const;
 };

@@ -32,10 +32,11 @@ void StoreChecker::pin(ModelMachine& machine) {
     pin->set_name(std::to_string(record.pins_size()));
   }
   check_status(rig_.store().put_machine(record, {}), "pin");
+  run_.count(StoreOp::machine);
 }
 
 // A ladder that lets go of something within a few steps.
-storage::Decision StoreChecker::decide(const ModelMachine& machine) {
+storage::Decision StoreChecker::decide(const ModelMachine& machine, bool by_steady_time) {
   const MachineState* state = rig_.store().find(machine.id);
   storage::pb::MachineRecord record = state->record;
   const storage::Ladder ladder{.dense_s = 20, .rungs = {{.every_s = 60, .keep_s = 180}}};
@@ -43,20 +44,30 @@ storage::Decision StoreChecker::decide(const ModelMachine& machine) {
   std::vector<storage::LadderEpoch> epochs;
   if (auto listed = rig_.store().epochs(machine.id, 0, true, kNoWait)) {
     for (auto entry = listed->rbegin(); entry != listed->rend(); ++entry) {
-      if (entry->number() != 0) epochs.push_back(storage::ladder_epoch(*entry));
+      if (entry->number() == 0) continue;
+      epochs.push_back(storage::ladder_epoch(*entry));
+      if (!by_steady_time) continue;
+      epochs.back().arrival_us = machine.committed_us.at(entry->number());
+      epochs.back().rung_offset_us = 0;
     }
   }
   storage::Guards guards;
   for (const auto& [epoch, clones] : state->cloned) guards.in_use.push_back(epoch);
-  return storage::decide(epochs, record, guards, retention_clock_.now_us());
+  return storage::decide(epochs, record, guards, by_steady_time ? steady_us() : retention_clock_.now_us());
+}
+
+void StoreChecker::observe_clocks() {
+  retention_clock_.observe(rig_.clock().wall_us(), rig_.clock().monotonic());
+  rung_clock_.observe(rig_.clock().wall_us(), rig_.clock().monotonic());
 }
 
 void StoreChecker::prune(ModelMachine& machine) {
   const MachineState* state = rig_.store().find(machine.id);
   if (state == nullptr) return fail("a machine is not known any more");
   rig_.clock().advance(std::chrono::seconds(random_.below(60)));
-  retention_clock_.observe(rig_.clock().wall_us(), rig_.clock().monotonic());
+  observe_clocks();
   storage::Decision decision = decide(machine);
+  const std::vector<EpochNumber> right = decide(machine, true).drop;
   // Whatever the ladder thinks: these stay.
   std::set<std::uint64_t> stay;
   for (const auto& pin : state->record.pins()) stay.insert(pin.epoch());
@@ -64,6 +75,8 @@ void StoreChecker::prune(ModelMachine& machine) {
   stay.insert(state->durable_epoch.value());
   stay.insert(state->newest_point.value());
   for (const EpochNumber epoch : decision.drop) {
+    if (!std::ranges::binary_search(right, epoch))
+      return fail(fmt::format("the ladder drops epoch {} of {} by a clock that leapt", epoch.value(), machine.name));
     if (stay.contains(epoch.value()))
       return fail(fmt::format("the ladder drops epoch {} of {}, which is held", epoch.value(), machine.name));
     if (machine.acked.contains(epoch.value())) machine.dropping.insert(epoch.value());
@@ -71,11 +84,16 @@ void StoreChecker::prune(ModelMachine& machine) {
   // What is not acknowledged yet, but in the index, is not followed by the model when it goes.
   std::erase_if(decision.drop, [&](EpochNumber epoch) { return !machine.acked.contains(epoch.value()); });
   run_.points_pruned += decision.drop.size();
+  run_.count(StoreOp::prune);
   trace(fmt::format("{} prunes {} points", machine.name, decision.drop.size()));
-  rig_.store().drop_points(machine.id, std::move(decision.drop));
+  rig_.store().drop_points(machine.id, decision.drop);
 }
 
 void StoreChecker::jump_clock() {
+  if (ahead_.count() != 0) {
+    rig_.clock().jump_wall(-std::exchange(ahead_, std::chrono::microseconds(0)));
+    return observe_clocks();
+  }
   const auto leap = std::chrono::hours(random_.chance(0.5) ? 24 * 40 : 1);
   std::vector<std::vector<EpochNumber>> before;
   const auto look = [&] {
@@ -85,14 +103,14 @@ void StoreChecker::jump_clock() {
     }
     return drops;
   };
-  retention_clock_.observe(rig_.clock().wall_us(), rig_.clock().monotonic());
+  observe_clocks();
   before = look();
   rig_.clock().jump_wall(leap);
-  retention_clock_.observe(rig_.clock().wall_us(), rig_.clock().monotonic());
+  ahead_ = leap;
+  observe_clocks();
   if (look() != before) return fail("something goes because the clock leapt ahead");
-  rig_.clock().jump_wall(-leap);
-  retention_clock_.observe(rig_.clock().wall_us(), rig_.clock().monotonic());
   ++run_.clock_jumps;
+  run_.count(StoreOp::clock_jump);
 }
 
 void StoreChecker::clone(std::uint32_t number) {
@@ -137,6 +155,7 @@ void StoreChecker::clone(std::uint32_t number) {
     clone.base = stands_on;
     for (const auto& [disk, of_disk] : *stands_on.content) clone.disks[disk] = of_disk.size;
     ++run_.clones_made;
+    run_.count(StoreOp::clone);
   }
 }
 

@@ -7,6 +7,8 @@
 #include <filesystem>
 
 #include "base/check.h"
+#include "storage/disk_reader.h"
+#include "storage/disk_view.h"
 
 namespace tidemark::sim {
 
@@ -15,9 +17,16 @@ using storage::Partition;
 void granule_of(Token token, std::span<std::byte> to) {
   std::fill(to.begin(), to.end(), std::byte{0});
   if (token == 0) return;
-  // Odd ones compress.
-  Random random(token);
-  random.fill(to.first(token % 2 == 1 ? 128 : to.size()));
+  // Odd ones compress. SplitMix64: there are millions of them.
+  const std::size_t size = token % 2 == 1 ? 128 : to.size();
+  std::uint64_t state = token;
+  for (std::size_t at = 0; at < size; at += sizeof state) {
+    std::uint64_t word = state += 0x9e3779b97f4a7c15;
+    word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9;
+    word = (word ^ (word >> 27)) * 0x94d049bb133111eb;
+    word ^= word >> 31;
+    std::memcpy(to.data() + at, &word, sizeof word);
+  }
   std::memcpy(to.data(), &token, sizeof token);
 }
 
@@ -60,6 +69,7 @@ void StoreRig::note_settled() {
   if (!partition_) return;
   const auto stats = partition_->stats().settler;
   settled_.blocks_moved += stats.blocks_moved;
+  settled_.segments_kept += stats.segments_kept;
   settled_.regions_folded += stats.regions_folded;
   settled_.records_carried += stats.records_carried;
 }
@@ -87,9 +97,24 @@ Status StoreRig::close() {
   return closed;
 }
 
-void StoreRig::lose_index() {
+void StoreRig::lose_index(bool whole) {
   TIDEMARK_CHECK(!partition_);
-  std::filesystem::remove_all(index_directory_ + "/index");
+  const std::filesystem::path index = index_directory_ + "/index";
+  if (whole) {
+    std::filesystem::remove_all(index);
+  } else if (std::filesystem::exists(index / "CURRENT")) {
+    std::filesystem::resize_file(index / "CURRENT", 3);
+  }
+}
+
+Status StoreRig::rotate_master_key() {
+  TIDEMARK_CHECK(!partition_ && options_.master_keys != nullptr);
+  const auto needed = TIDEMARK_TRY(Partition::master_keys_needed(files(), kDirectory));
+  const bool only_current =
+      std::ranges::all_of(needed, [&](storage::MasterKeyId id) { return id == options_.master_keys->current().id; });
+  const storage::MasterKeys kept = only_current ? options_.master_keys->current_only() : *options_.master_keys;
+  options_.master_keys = std::make_shared<const storage::MasterKeys>(kept.with_new_key(clock_.wall_us()));
+  return {};
 }
 
 void StoreRig::pump(bool all) {
@@ -111,14 +136,15 @@ void StoreRig::pump(bool all) {
 
 std::optional<std::string> compare_disk(Partition& store, const MachineId& machine, std::uint32_t disk,
                                         EpochNumber epoch, const DiskContent& expected, Random& random,
-                                        std::optional<Error>& read_error) {
+                                        std::optional<Error>& read_error, std::shared_ptr<storage::BlockCache> cache) {
   const std::string name = "disk " + std::to_string(disk) + " at epoch " + std::to_string(epoch.value());
-  auto reader = store.read(machine, DiskId(disk), epoch, std::chrono::milliseconds(0));
-  if (!reader) {
-    read_error = reader.error();
+  auto view = store.view(machine, DiskId(disk), epoch, std::chrono::milliseconds(0), std::move(cache));
+  if (!view) {
+    read_error = view.error();
     return std::nullopt;
   }
-  if ((*reader)->disk_size() != expected.size) return name + " has the wrong size";
+  const auto reader = storage::make_reader(*std::move(view));
+  if (reader->disk_size() != expected.size) return name + " has the wrong size";
   std::vector<std::byte> plain(expected.granules.size() * limits::kGranuleSize);
   for (std::size_t i = 0; i < expected.granules.size(); ++i) {
     granule_of(expected.granules[i], std::span(plain).subspan(i * limits::kGranuleSize, limits::kGranuleSize));
@@ -127,7 +153,7 @@ std::optional<std::string> compare_disk(Partition& store, const MachineId& machi
   const std::uint64_t largest = random.chance(0.5) ? 1 << 21 : 20'000;
   for (std::uint64_t at = 0; at < expected.size;) {
     got.resize(std::min<std::uint64_t>(expected.size - at, 1 + random.below(largest)));
-    if (const auto read = (*reader)->read(at, got); !read) {
+    if (const auto read = reader->read(at, got); !read) {
       read_error = read.error();
     } else if (std::memcmp(got.data(), plain.data() + at, got.size()) != 0) {
       std::size_t first = 0;
@@ -139,7 +165,7 @@ std::optional<std::string> compare_disk(Partition& store, const MachineId& machi
   }
   // What the map calls zero must be, and it must cover everything once.
   for (std::uint64_t at = 0; at < expected.size;) {
-    const auto ranges = (*reader)->map(at, expected.size - at);
+    const auto ranges = reader->map(at, expected.size - at);
     if (!ranges) {
       read_error = ranges.error();
       return std::nullopt;

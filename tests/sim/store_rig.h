@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/random.h"
+#include "storage/block_cache.h"
 #include "storage/epoch_progress.h"
 #include "storage/partition.h"
 #include "storage/sim_disk.h"
@@ -42,7 +43,14 @@ class StoreRig final : public storage::Partition::Listener {
   void cut_power();  // what was not durable may be lost
   void kill();       // the process dies, the disk lives on
   Status close();
-  void lose_index();    // while closed
+  void lose_index(bool whole = true);  // or it is damaged; while closed
+  const std::string& index_directory() const { return options_.index_directory; }
+  // Between two lives, what an operator does with the master key file: away with keys that are not needed any more, and
+  // a new one in front.
+  Status rotate_master_key();
+  bool encrypted() const { return options_.encrypt; }
+  // For the next life.
+  storage::PartitionOptions& options() { return options_; }
   void pump(bool all);  // end of turn, submit, reap; `all`: until nothing is in flight any more
   bool running() const { return partition_ != nullptr; }
   storage::Partition& store() { return *partition_; }
@@ -51,6 +59,9 @@ class StoreRig final : public storage::Partition::Listener {
   const storage::Partition::Opened& opened() const { return opened_; }
   const std::optional<Error>& stopped() const { return stopped_; }
   ManualClock& clock() { return clock_; }
+  const ManualClock& clock() const { return clock_; }
+  // Of what the index said, for reads again and again; no data.
+  const std::shared_ptr<storage::BlockCache>& cache() const { return cache_; }
   std::uint64_t operations() const { return operations_ + disk_->operations(); }
 
   struct Ack {
@@ -72,6 +83,8 @@ class StoreRig final : public storage::Partition::Listener {
   void on_stopped(const Error& why) override { stopped_ = why; }
 
  private:
+  const std::shared_ptr<storage::BlockCache> cache_ =
+      std::make_shared<storage::BlockCache>(storage::BlockCache::Parts{.blocks = 0, .hashes = 0, .regions = 4 << 20});
   std::string index_directory_;
   storage::PartitionOptions options_;
   ManualClock clock_{1'700'000'000'000'000};
@@ -92,6 +105,7 @@ class StoreRig final : public storage::Partition::Listener {
 // read that failed is put into `read_error` and is no difference.
 std::optional<std::string> compare_disk(storage::Partition& store, const MachineId& machine, std::uint32_t disk,
                                         EpochNumber epoch, const DiskContent& expected, Random& random,
-                                        std::optional<Error>& read_error);
+                                        std::optional<Error>& read_error,
+                                        std::shared_ptr<storage::BlockCache> cache = nullptr);
 
 }  // namespace tidemark::sim

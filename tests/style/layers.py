@@ -13,7 +13,8 @@ ALLOWED = {
     "wire": {"base"},
     "net": {"base", "wire"},
     "storage": {"base", "wire"},
-    "server": {"base", "wire", "net", "storage"},
+    "nbd": {"base"},
+    "server": {"base", "wire", "net", "storage", "nbd"},
     "agent": {"base", "wire", "net"},
     "cli": {"base"},
 }
@@ -23,6 +24,7 @@ CONFINED = {
     r"^rocksdb/": ["storage/"],
     r"^openssl/": ["base/crypto", "net/"],
     r"^asio": ["net/", "server/", "agent/", "bench/"],
+    r"^bpf/": ["agent/"],
     r"^zstd\.h$": ["wire/"],
     r"^(httplib\.h|prometheus/)": ["server/", "cli/"],
 }

@@ -61,9 +61,9 @@ class LoopDevice {
     if (std::system(make.c_str()) != 0) return false;
     return mount(place);
   }
-  bool mount(const std::filesystem::path& place) {
+  bool mount(const std::filesystem::path& place, const char* kind = "ext4") {
     std::filesystem::create_directories(place);
-    if (::mount(path_.c_str(), place.c_str(), "ext4", 0, nullptr) != 0) return false;
+    if (::mount(path_.c_str(), place.c_str(), kind, 0, nullptr) != 0) return false;
     mounted_at_ = place;
     return true;
   }

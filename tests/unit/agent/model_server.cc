@@ -78,8 +78,11 @@ struct ModelServer::Impl {
   std::uint32_t refusal_retry_ms = 0;
   int refusals = 0;
   std::uint32_t throttle_ms = 0;
+  pb::Resend resend;
   std::uint32_t credit = 1 << 20;
   std::function<void(std::uint64_t)> on_blocks;
+  std::function<Verdict(const ModelEpoch&, WallMicros)> on_commit;
+  std::uint64_t digest_requests = 0;
   std::thread thread;
 };
 
@@ -144,11 +147,13 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
   }
 
   bool after_frame() {
+    if (std::exchange(cut_, false)) return cut();
     if (committed_) {
       committed_ = false;
       if (std::exchange(server_.lose_durable, false)) return cut();
       session_->on_durable(newest().number, newest().digest, std::nullopt);
     }
+    if (session_->ready() && server_.resend.ranges_size() != 0) session_->resend(std::exchange(server_.resend, {}));
     if (renewed_) send(wire::FrameType::renew_reply, *std::exchange(renewed_, std::nullopt));
     for (const pb::DigestReply& reply : std::exchange(replies_, {})) session_->on_digests(reply);
     return true;
@@ -228,6 +233,15 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
     Store& kept = server_.store;
     kept.open->epoch.digest = digest;
     kept.open->epoch.consistency = commit.consistency();
+    if (server_.on_commit) {
+      const Verdict verdict = server_.on_commit(kept.open->epoch, commit.cut_time_us());
+      cut_ = verdict.cut || !verdict.keep;
+      if (!verdict.keep) {
+        kept.open.reset();
+        return {};
+      }
+      kept.epochs.clear();
+    }
     kept.epochs.push_back(std::move(kept.open->epoch));
     kept.open.reset();
     committed_ = true;
@@ -242,6 +256,7 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
     return {};
   }
   Status request_digests(const pb::DigestRequest& request) override {
+    ++server_.digest_requests;
     pb::DigestReply reply;
     reply.set_disk(request.disk());
     reply.set_first_chunk(request.first_chunk());
@@ -278,6 +293,7 @@ class ModelServer::Impl::Connection final : public net::TlsStream::Handler, publ
   std::optional<wire::ServerSession> session_;
   std::uint64_t sent_ = 0;
   bool committed_ = false;
+  bool cut_ = false;
   std::vector<pb::DigestReply> replies_;
   std::optional<pb::RenewReply> renewed_;
   std::unique_ptr<net::TlsStream> stream_;
@@ -353,6 +369,14 @@ std::uint64_t ModelServer::unchanged() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->unchanged;
 }
+std::uint64_t ModelServer::digest_requests() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->digest_requests;
+}
+void ModelServer::on_commit(std::function<Verdict(const ModelEpoch&, WallMicros)> call) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->on_commit = std::move(call);
+}
 std::vector<std::string> ModelServer::states() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->states;
@@ -374,6 +398,13 @@ void ModelServer::refuse(std::optional<Error> error, std::uint32_t retry_after_m
 void ModelServer::forget_newest_epoch() {
   const std::lock_guard lock(impl_->mutex);
   impl_->store.epochs.pop_back();
+}
+void ModelServer::ask_again(std::uint32_t disk, std::uint64_t first_granule, std::uint64_t granules) {
+  const std::lock_guard lock(impl_->mutex);
+  auto* range = impl_->resend.add_ranges();
+  range->set_disk(disk);
+  range->set_first_granule(first_granule);
+  range->set_granules(granules);
 }
 void ModelServer::throttle_next(std::uint32_t pause_ms) {
   const std::lock_guard lock(impl_->mutex);

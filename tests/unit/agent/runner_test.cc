@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <thread>
 
@@ -39,7 +40,7 @@ class RunnerTest : public testing::Test {
  protected:
   void protect(std::vector<std::string> disks, const std::string& more = "") {
     disks_ = std::move(disks);
-    server_.enroll(dir_, more);
+    server_.enroll(dir_, "tracking = \"digests\"\n" + more);  // also of loop devices
   }
   Config config() {
     Config config = *load_config(dir_.config());
@@ -400,6 +401,50 @@ TEST_F(RunnerTest, SmallCreditThrottleAndRateLimitOnlySlowItDown) {
   EXPECT_EQ(server_has(disk), slurp(disk));
 }
 
+TEST_F(RunnerTest, RateChangesAtItsHourOnALiveConnection) {
+  const auto disk = temp_.write("a.img", noise(18, 6 << 20));
+  protect({disk});
+  // A moment of the machine's time zone, so that the windows need not know it.
+  ManualClock clock(1'764'241'200'000'000);
+  const auto seconds = static_cast<std::time_t>(clock.wall_us() / 1'000'000);
+  std::tm local{};
+  ::localtime_r(&seconds, &local);
+  const int hour = local.tm_hour * 60;
+  Config slow = config();
+  slow.rate_schedule = {{hour, hour + 60, 0x7f, 1e-6}};  // the second payload is due in days
+  RunOptions options;
+  options.once = true;
+  std::atomic<bool> jumped = false, done = false;
+  server_.on_blocks([&](std::uint64_t) {
+    EXPECT_FALSE(done);
+    if (!jumped.exchange(true)) clock.jump_wall(std::chrono::hours(1));
+  });
+  const auto outcome = run_agent(slow, dir_, options, clock, {});
+  done = true;
+  EXPECT_TRUE(jumped);
+  EXPECT_TRUE(last(outcome).point);
+  EXPECT_EQ(server_has(disk), slurp(disk));
+}
+
+TEST_F(RunnerTest, WhatTheServerLostIsSentAgainAlthoughItDidNotChange) {
+  const auto disk = temp_.write("a.img", noise(23, 3 << 20));
+  protect({disk});
+  EXPECT_TRUE(last(sync()).point);
+  EXPECT_TRUE(last(sync()).unchanged);
+  const std::uint64_t before = server_.blocks_bytes();
+  server_.ask_again(0, 20, 3);       // within one chunk
+  server_.ask_again(0, 766, 100);    // over the end of the disk
+  server_.ask_again(0, 100'000, 1);  // behind it
+  server_.ask_again(7, 0, 1);        // another machine's, or of a disk that is not protected any more
+  const EpochReport again = last(sync());
+  EXPECT_TRUE(again.committed);
+  EXPECT_TRUE(again.point);
+  EXPECT_EQ(again.changed_bytes, 2 * limits::kDigestChunkSize) << "by whole chunks, and nothing else";
+  EXPECT_GE(server_.blocks_bytes() - before, 2 * limits::kDigestChunkSize);
+  EXPECT_EQ(server_has(disk), slurp(disk));
+  EXPECT_TRUE(last(sync()).unchanged) << "once is enough";
+}
+
 TEST_F(RunnerTest, DiskThatFailsToReadIsNamedWithThePlace) {
   LoopDevice loop(temp_, "disk", 8 << 20);
   SKIP_WITHOUT_LOOP(loop);
@@ -438,6 +483,164 @@ TEST_F(RunnerTest, BusyMountedDiskBecomesAPointByAFreeze) {
   // The point is a clean file system: nothing to repair.
   const auto copy = place.write("copy", server_.content("loop:" + loop.file().string()));
   EXPECT_EQ(std::system(("e2fsck -fn " + copy.string() + " >/dev/null 2>&1").c_str()), 0);
+}
+
+// A disk that is written to faster than it can be read, as long as its file system is not frozen.
+class Restless final : public Tracker {
+ public:
+  explicit Restless(std::filesystem::path frozen) : frozen_(std::move(frozen)) {}
+  bool exact() const override { return true; }
+  WallMicros since_us() const override { return 1; }
+  Result<Suspects> begin_round(const RoundStart& start) override { return Suspects{start.whole, "a test", false}; }
+  Status cut() override { return due_ = true, Status(); }
+  WallMicros cut_us() const override { return Clock::system().wall_us(); }
+  void want(std::size_t, const GranuleRange&) override {}
+  std::vector<GranuleRange> next(std::size_t& disk, std::uint64_t) override {
+    disk = 0;
+    return std::exchange(due_, false) ? std::vector<GranuleRange>{{0, 4}} : std::vector<GranuleRange>{};
+  }
+  std::uint64_t hits(std::size_t, const GranuleRange&) const override {
+    return std::filesystem::exists(frozen_) ? 0 : 1;
+  }
+  bool sound() override { return true; }
+  void sent(EpochNumber) override {}
+  void durable(EpochNumber) override {}
+  void failed() override {}
+
+ private:
+  std::filesystem::path frozen_;
+  bool due_ = false;
+};
+std::filesystem::path restless_state;
+Result<ChosenTracker> choose_restless(const Config&, const MachineId&, const std::string&, SourceSet&, bool,
+                                      const Clock&) {
+  return ChosenTracker{std::make_unique<Restless>(restless_state / "frozen"), {}};
+}
+
+// A second takes a twentieth of one.
+class FastClock final : public Clock {
+ public:
+  WallMicros wall_us() const override { return Clock::system().wall_us(); }
+  std::chrono::steady_clock::time_point monotonic() const override {
+    return start_ + 20 * (Clock::system().monotonic() - start_);
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = Clock::system().monotonic();
+};
+
+TEST_F(RunnerTest, WithAllDisksOneThatComesIsProtectedAndOneThatIsExceptedIsNot) {
+  const auto first = temp_.write("a.img", noise(31, 70'000));
+  const auto second = temp_.write("b.img", noise(32, 80'000));
+  const auto excepted = temp_.write("c.img", noise(33, 4096));
+  protect({first}, "interval_s = 0.1\nall_disks = true\nexcept_disks = [\"" + excepted.string() + "\"]\n");
+  std::atomic<bool> came = false;
+  RunOptions options;
+  options.whole_disks = [&]() -> Result<std::vector<std::string>> {
+    std::vector<std::string> disks{first, excepted};
+    if (came) disks.push_back(second);
+    return disks;
+  };
+  FastClock clock;
+  std::stop_source stop;
+  Result<RunOutcome> outcome;
+  std::thread agent([&] { outcome = run_agent(config(), dir_, options, clock, stop.get_token()); });
+  const auto eventually = [&](auto condition) {
+    for (int i = 0; i < 6000 && !condition(); ++i) ::usleep(10'000);
+    return condition();
+  };
+  EXPECT_TRUE(eventually([&] { return server_.unchanged() > 2; }));
+  came = true;
+  EXPECT_TRUE(eventually([&] { return server_.epochs().back().disks.size() == 2; }));
+  stop.request_stop();
+  agent.join();
+  EXPECT_TRUE(outcome) << outcome.error().message();
+  EXPECT_EQ(server_has(first), slurp(first));
+  EXPECT_EQ(server_has(second), slurp(second));
+  EXPECT_EQ(load_config(dir_.config())->disks.back(), second) << "it stays protected when it goes";
+}
+
+TEST_F(RunnerTest, TrackedDiskThatNeverStandsStillIsFrozenAfterHalfAMinuteWithoutAPoint) {
+  TempDir place;
+  LoopDevice loop(place, "disk", 16 << 20);
+  SKIP_WITHOUT_LOOP(loop);
+  if (!loop.mount_ext4(place / "mnt")) GTEST_SKIP() << "no ext4 can be mounted here";
+  protect({loop.path()}, "interval_s = 1\n");
+  restless_state = dir_.path();
+  RunOptions options;
+  options.choose = choose_restless;
+  const FastClock clock;
+  const auto from = clock.monotonic();
+  std::stop_source stop;
+  std::thread agent([&] { (void)run_agent(config(), dir_, options, clock, stop.get_token()); });
+  const auto point = [&] {
+    const auto epochs = server_.epochs();
+    return !epochs.empty() && epochs.back().consistency != pb::FUZZY;
+  };
+  while (!point() && clock.monotonic() - from < std::chrono::minutes(20)) ::usleep(100'000);
+  const auto took = clock.monotonic() - from;
+  stop.request_stop();
+  agent.join();
+  ASSERT_TRUE(point());
+  EXPECT_EQ(server_.epochs().back().consistency, pb::FILESYSTEM);
+  EXPECT_GE(took, std::chrono::seconds(30));
+  EXPECT_GT(server_.epochs().size(), 1u) << "those before it are fuzzy, and said to be";
+  EXPECT_EQ(server_.epochs().front().consistency, pb::FUZZY);
+  // Nothing stays frozen.
+  EXPECT_FALSE(std::filesystem::exists(dir_.path() / "frozen"));
+  std::ofstream(place / "mnt/file") << "x" << std::flush;
+}
+
+TEST_F(RunnerTest, NoPointAlthoughItWasFrozenOrMayNotBeIsAnAlarmUntilThereIsOne) {
+  TempDir place;
+  LoopDevice loop(place, "disk", 16 << 20);
+  SKIP_WITHOUT_LOOP(loop);
+  if (!loop.mount_ext4(place / "mnt")) GTEST_SKIP() << "no ext4 can be mounted here";
+  for (const bool may_freeze : {true, false}) {
+    SCOPED_TRACE(may_freeze);
+    protect({loop.path()}, may_freeze ? "interval_s = 1\n" : "interval_s = 1\nfreeze = false\n");
+    restless_state = place / (may_freeze ? "calm" : "calmer");  // it is written to even while it is frozen
+    std::filesystem::create_directories(restless_state);
+    RunOptions options;
+    options.choose = choose_restless;
+    const FastClock clock;
+    std::stop_source stop;
+    std::thread agent([&] { (void)run_agent(config(), dir_, options, clock, stop.get_token()); });
+    const auto alarm = [&] {
+      const auto known = load_memory(dir_.memory(), *dir_.machine());
+      return known ? known->alarm : std::string();
+    };
+    const auto from = clock.monotonic();
+    while (alarm().empty() && clock.monotonic() - from < std::chrono::minutes(20)) ::usleep(50'000);
+    EXPECT_NE(alarm().find("no recovery point for"), std::string::npos) << alarm();
+    EXPECT_GE(clock.monotonic() - from, std::chrono::seconds(30));
+    EXPECT_FALSE(std::filesystem::exists(dir_.path() / "frozen"));
+    std::ofstream(restless_state / "frozen") << "from now on nothing is written to it";
+    while (!alarm().empty() && clock.monotonic() - from < std::chrono::minutes(40)) ::usleep(50'000);
+    EXPECT_EQ(alarm(), "");
+    stop.request_stop();
+    agent.join();
+  }
+}
+
+TEST_F(RunnerTest, WithoutLeaveToFreezeItStaysFuzzyAndSaysWhatWouldHelp) {
+  TempDir place;
+  LoopDevice loop(place, "disk", 16 << 20);
+  SKIP_WITHOUT_LOOP(loop);
+  if (!loop.mount_ext4(place / "mnt")) GTEST_SKIP() << "no ext4 can be mounted here";
+  protect({loop.path()}, "freeze = false\n");
+  restless_state = dir_.path();
+  RunOptions options;
+  options.once = true;
+  options.choose = choose_restless;
+  const FastClock clock;
+  const auto outcome = run_agent(config(), dir_, options, clock, {});
+  const EpochReport report = last(outcome);
+  EXPECT_FALSE(report.point);
+  EXPECT_EQ(report.frozen_seconds, 0);
+  EXPECT_NE(report.reason.find("no exact cut"), std::string::npos) << report.reason;
+  EXPECT_NE(report.remedy.find("freeze"), std::string::npos) << report.remedy;
+  EXPECT_EQ(server_.epochs().back().consistency, pb::FUZZY);
 }
 
 TEST(Runner, WhatIsTriedAgain) {

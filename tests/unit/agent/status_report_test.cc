@@ -24,11 +24,19 @@ StatusReport full_report() {
   report.cause = "cause \"x\"";
   report.remedy = "remedy";
   report.disks = {{"/a", "a", -1, 0}, {"/b", "b", 3, 200}};
+  report.tracking = "ebpf";
+  report.tracking_since_us = 1'690'000'000'000'000;
   report.certificate_expires_us = 1'800'000'000'000'000;
   report.durable_epoch = EpochNumber(4);
   report.durable_consistency = "fuzzy";
   report.newest_point = EpochNumber(3);
   report.newest_point_us = 1'699'999'990'000'000;
+  report.command = "run";
+  report.application_point = EpochNumber(2);
+  report.application_point_us = 1'699'000'000'000'000;
+  report.hooks_failure = "pre-cut.d/10-db: exit status 1";
+  report.hooks_failure_us = 1'699'900'000'000'000;
+  report.rate_cap = RateCap{2.5, 1'700'000'500'000'000};
   report.alarm = "alarm";
   report.alarm_us = 1'650'000'000'000'000;
   return report;
@@ -49,7 +57,8 @@ TEST(StatusReport, ComesBackFromItsJson) {
 TEST(StatusReport, UnknownIsNull) {
   const std::string json = report_json(StatusReport{}, 1, true);
   for (const char* key :
-       {"percent", "eta_seconds", "lag_seconds", "durable_epoch", "newest_point", "newest_point_time", "alarm_time"}) {
+       {"percent", "eta_seconds", "lag_seconds", "durable_epoch", "newest_point", "newest_point_time", "alarm_time",
+        "application_point", "application_point_time", "hooks_failure_time", "rate_limit_mib_s", "rate_limit_until"}) {
     EXPECT_NE(json.find("\"" + std::string(key) + "\": null"), std::string::npos) << key;
   }
 }
@@ -66,10 +75,22 @@ TEST(StatusReport, DamageIsAnErrorNotACrash) {
 TEST(StatusReport, TextNamesWhatMatters) {
   const StatusReport report = full_report();
   const std::string text = report_text(report, report.updated_us, true);
-  for (const char* part :
-       {"web1", "creating-first-point", "cause \"x\"", "remedy", "epoch 3", "10s", "ALARM", "25.0 %", "/b"}) {
+  for (const char* part : {"web1", "creating-first-point", "cause \"x\"", "remedy", "epoch 3", "10s", "ALARM", "25.0 %",
+                           "/b", "gapless since 2023-07-22"}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
   }
+}
+
+TEST(StatusReport, SaysWhyTheKernelDoesNotTrack) {
+  StatusReport report = full_report();
+  report.tracking = "digests";
+  report.tracking_since_us = 0;
+  report.tracking_reason = "only root can";
+  EXPECT_NE(report_text(report, report.updated_us, true).find("compared by digests (only root can)"),
+            std::string::npos);
+  const std::string json = report_json(report, report.updated_us, true);
+  EXPECT_NE(json.find("\"tracking_reason\": \"only root can\""), std::string::npos) << json;
+  EXPECT_NE(json.find("\"tracking_since\": null"), std::string::npos) << json;
 }
 
 TEST(StatusBoard, WritesItsFileAndMeasuresARate) {
@@ -91,6 +112,37 @@ TEST(StatusBoard, WritesItsFileAndMeasuresARate) {
   EXPECT_EQ(report->state, State::stalled);
   EXPECT_EQ(report->cause, "why");
   EXPECT_EQ(report->state_since_us, 1'700'000'002'000'000);
+}
+
+TEST(StatusBoard, ShowsTheRateOfTheHourAndUntilWhen) {
+  ManualClock clock(*parse_rfc3339("2026-11-27T12:00:00Z"));
+  StatusBoard board({}, {}, false, clock, nullptr);
+  EXPECT_EQ(board.report().rate_cap, RateCap{});
+  // Windows that begin at every quarter, so that the machine's time zone does not matter.
+  std::vector<RateWindow> windows;
+  for (int minute = 0; minute < 1440; minute += 15) windows.push_back({minute, minute + 15, 0x7f, 1.0 + minute});
+  board.set_rate_schedule(RateSchedule(0, windows));
+  const auto cap = board.report().rate_cap;
+  ASSERT_TRUE(cap);
+  EXPECT_EQ(cap->until_us, *parse_rfc3339("2026-11-27T12:15:00Z"));
+  clock.advance(std::chrono::minutes(15));
+  EXPECT_NE(board.report().rate_cap->limit_mib_s, cap->limit_mib_s);
+}
+
+TEST(StatusBoard, AHookThatFailedIsTheCauseUntilThereIsAnApplicationPoint) {
+  ManualClock clock(1'000'000);
+  StatusBoard board({}, {}, false, clock, nullptr);
+  board.set_state(State::continuous);
+  board.set_hooks_failure("pre-cut.d/10-db: exit status 1");
+  EXPECT_EQ(board.report().cause, "the last application point: pre-cut.d/10-db: exit status 1");
+  EXPECT_EQ(board.message().cause(), board.report().cause) << "the server is told as well";
+  board.set_state(State::backlog, "something worse");
+  EXPECT_EQ(board.report().cause, "something worse");
+  board.set_state(State::continuous);
+  board.set_application_point(EpochNumber(4), 77);
+  EXPECT_EQ(board.report().cause, "");
+  EXPECT_EQ(board.report().hooks_failure, "");
+  EXPECT_EQ(board.report().application_point.value(), 4U);
 }
 
 TEST(StatusBoard, ThrottleIsTheCauseWhileItLastsAndThereIsNoOther) {

@@ -1,6 +1,9 @@
 // A machine "web1" with disks in memory behind a FakeAdmin: what an export asks for, and ways to go wrong.
 #pragma once
 
+#include <atomic>
+#include <functional>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -31,16 +34,32 @@ inline std::string sample_content(std::uint64_t seed) {
   return content;
 }
 
+// Set up before the first request; from then on its fields change under change(): an export that failed may leave
+// requests behind that are still being answered.
 class FakeStore {
  public:
   std::vector<FakeDisk> disks;
   std::optional<std::size_t> cut_data_after;  // the server dies while it sends data
   bool hang = false;
   std::string damaged;  // of the verification
+  std::atomic<int> released = 0;
+
+  void change(const std::function<void()>& fields) {
+    const std::lock_guard lock(mutex_);
+    fields();
+  }
 
   FakeAdmin::Response answer(const FakeAdmin::Request& request) {
+    const std::lock_guard lock(mutex_);
     using nlohmann::json;
     const std::string points = "/v1/machines/web1/points/";
+    if (request.target == "/v1/machines/web1") return {.body = R"({"id": "0123456789abcdef0123456789abcdef"})"};
+    if (request.target == points + "epoch%3A7/hold" && request.method == "POST")
+      return {.body = R"({"hold": "h1", "epoch": 7, "lease_seconds": 60})"};
+    if (request.target == "/v1/holds/h1" && request.method == "DELETE") {
+      ++released;
+      return {.body = "null"};
+    }
     if (request.target == points + "latest" || request.target == points + "-15m") {
       json point = {
           {"epoch", 7}, {"time", "2026-11-20T10:15:03.250000Z"}, {"consistency", "crash"}, {"disks", json::array()}};
@@ -51,9 +70,13 @@ class FakeStore {
     if (request.target == points + "epoch%3A7/verify" && request.method == "POST") {
       json last = {{"ok", damaged.empty()}, {"sha256", json::object()}, {"damaged", json::array()}};
       if (!damaged.empty()) last["damaged"].push_back(damaged);
-      return {.body = R"({"disk": 0, "done": 10, "total": 20})"
-                      "\n" +
-                      last.dump() + "\n"};
+      return {.body =
+                  R"({"disk": 0, "done": 10, "total": 20})"
+                  "\n" +
+                  (damaged.empty()
+                       ? std::string()
+                       : json{{"disk", "vda"}, {"offset", 4096}, {"length", 4096}, {"what", damaged}}.dump() + "\n") +
+                  last.dump() + "\n"};
     }
     const std::string prefix = points + "epoch%3A7/disks/";
     if (request.target.starts_with(prefix)) {
@@ -77,6 +100,9 @@ class FakeStore {
         .body =
             R"({"error": {"code": "not-found", "object": "web9", "what": "no such machine", "remedy": "list them"}})"};
   }
+
+ private:
+  std::mutex mutex_;
 };
 
 }  // namespace tidemark::cli

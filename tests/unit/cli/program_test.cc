@@ -236,7 +236,7 @@ TEST(ProgramUsage, AnExportAndAVerificationFromEndToEnd) {
   EXPECT_EQ(ran.status, 0) << ran.err;
   EXPECT_THAT(ran.out, HasSubstr(to_hex(sha256(store.disks[0].content))));
   EXPECT_EQ(run_program({"verify", "web1", "--at", "latest", "--data", server.directory()}).status, 0);
-  store.damaged = "vda at 4096";
+  store.change([&] { store.damaged = "vda at 4096"; });
   const Ran damaged = run_program({"verify", "web1", "--at", "latest", "--data", server.directory()});
   EXPECT_EQ(damaged.status, 1);
   EXPECT_THAT(damaged.err, HasSubstr("vda at 4096"));

@@ -133,6 +133,32 @@ TEST(AcceptorTest, SharesAnAddressAmongThreadsWhenAsked) {
   EXPECT_TRUE(listen(first->address()));
 }
 
+TEST(AcceptorTest, ConnectionsWaitUntilThereIsRoom) {
+  asio::io_context io;
+  int accepted = 0, asked = 0;
+  bool room = false;
+  const auto acceptor = Acceptor::listen(
+                            io, "127.0.0.1:0", [&](tcp::socket) { ++accepted, room = false; },
+                            [](const Error& trouble) { FAIL() << trouble.message(); },
+                            {.room =
+                                 [&] {
+                                   ++asked;
+                                   return room;
+                                 }})
+                            .value();
+  std::vector<tcp::socket> waiting;
+  for (int i = 0; i < 3; ++i) {
+    waiting.emplace_back(io).connect({asio::ip::address_v4::loopback(), acceptor->port()});
+  }
+  for (int i = 0; i < 3; ++i) {
+    const int before = asked;
+    EXPECT_TRUE(run_until(io, [&] { return asked > before + 2; }));
+    EXPECT_EQ(accepted, i);
+    room = true;
+    EXPECT_TRUE(run_until(io, [&] { return accepted == i + 1; }));
+  }
+}
+
 TEST(AcceptorTest, RunningOutOfDescriptorsIsReportedOnceAndPasses) {
   asio::io_context io;
   std::vector<tcp::socket> accepted;

@@ -230,14 +230,10 @@ TEST_F(TlsRough, AStreamMovesBetweenThreadsWithBytesInFlight) {
       received += recorder.received;
       recorder.received.clear();
       recorder.space_size = 1 + random.below(100'000);
-      const std::uint64_t size = received.size();
-      if (!random.chance(0.2)) {
-        total = size;
-        return;
-      }
+      total = received.size();
+      if (total == kTotal || !random.chance(0.2)) return;
       stream->write(bytes_of("moving\n"));
       ++moves;
-      total = size;  // after it there is no further move, and all are counted
       auto detached = stream->detach();
       if (!detached) return;
       on = 1 - on;
@@ -272,16 +268,15 @@ TEST_F(TlsRough, AStreamMovesBetweenThreadsWithBytesInFlight) {
     }
     return session.total == kTotal || client_side.closed != 0;
   })) << session.total;
-  EXPECT_TRUE(run_until(io_, [&] {
-    return client_side.received.size() == static_cast<std::size_t>(session.moves) * 7 || client_side.closed != 0;
-  }));
+  // No more moves now. A client that has said goodbye need not hear what is still on its way.
+  std::string told;
+  for (int i = 0; i < session.moves; ++i) told += "moving\n";
+  EXPECT_TRUE(run_until(io_, [&] { return client_side.received.size() >= told.size() || client_side.closed != 0; }));
   client.shutdown();
   EXPECT_TRUE(run_until(io_, [&] { return client_side.closed != 0 && session.closed != 0; }));
   EXPECT_FALSE(session.failed);
   EXPECT_TRUE(session.received == sent);
   EXPECT_GT(session.moves, 10);
-  std::string told;
-  for (int i = 0; i < session.moves; ++i) told += "moving\n";
   EXPECT_EQ(client_side.received, told) << "what was queued travels along";
 }
 

@@ -43,6 +43,8 @@ TEST(Config, TheDefaultsThatAreShownAreTheDefaults) {
   EXPECT_EQ(config->limits.per_source_handshakes, defaults.limits.per_source_handshakes);
   EXPECT_EQ(config->storage.free_space_min, defaults.storage.free_space_min);
   EXPECT_EQ(config->storage.index_cache, defaults.storage.index_cache);
+  EXPECT_EQ(config->storage.high_water, defaults.storage.high_water);
+  EXPECT_EQ(config->storage.full_water, defaults.storage.full_water);
   EXPECT_EQ(config->retention.removal_holdoff, defaults.retention.removal_holdoff);
 }
 
@@ -83,6 +85,19 @@ TEST(Config, AnImpossibleValueSaysTheAllowedRange) {
   EXPECT_NE(error_of("[limits]\nsession_credit = \"1GiB\"\n").remedy.find("4MiB"), std::string::npos);
   EXPECT_NE(error_of("[server]\nlog_level = \"loud\"\n").remedy.find("warning"), std::string::npos);
   EXPECT_NE(error_of("[server]\nlisten = \"nowhere:99999\"\n").what.find("not an address"), std::string::npos);
+}
+
+TEST(Config, MarksAreSharesInOrder) {
+  const auto config = parse_config("[storage]\nhigh_water = 0.5\nfull_water = 1\n", "x.toml");
+  ASSERT_TRUE(config) << config.error().message();
+  EXPECT_EQ(config->storage.high_water, 0.5);
+  EXPECT_EQ(config->storage.full_water, 1.0);
+  for (const char* text :
+       {"high_water = 0.05", "high_water = 85", "high_water = \"85%\"", "high_water = -0.5", "high_water = nan",
+        "high_water = 0.9\nfull_water = 0.8", "high_water = 0.99", "full_water = 1.01"}) {
+    const Error error = error_of(std::string("[storage]\n") + text + "\n");
+    EXPECT_NE(error.remedy.find("allowed is a number from"), std::string::npos) << text << ": " << error.message();
+  }
 }
 
 TEST(Config, AHoldoffIsATimeInQuotes) {

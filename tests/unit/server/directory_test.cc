@@ -48,6 +48,68 @@ TEST(Directory, InitMakesEverythingAndNothingIsReadableByOthers) {
       << "the data directory's mode covers it in any case";
 }
 
+TEST(Directory, AStoreInOneDirectoryStaysReadableByOlderServers) {
+  TemporaryDirectory top;
+  const Directory directory(top / "a");
+  ASSERT_TRUE(make(directory.path()));
+  const auto text = read_private_file(directory.superblock());
+  ASSERT_TRUE(text);
+  EXPECT_NE(text->find("\"format\": 1"), std::string::npos) << *text;
+  EXPECT_EQ(text->find("director"), std::string::npos) << *text;
+  const auto superblock = read_superblock(directory);
+  ASSERT_TRUE(superblock);
+  EXPECT_EQ(superblock->first_partitions, 2u);
+  EXPECT_EQ(partition_path(directory, *superblock, PartitionId(1)), directory.partition(PartitionId(1)));
+}
+
+TEST(Directory, PartitionsAreSpreadOverDataDirectoriesAndMoreCanBeAdded) {
+  TemporaryDirectory top;
+  const Directory directory(top / "main");
+  auto& files = storage::system_files();
+  ASSERT_EQ(::mkdir((top / "one").c_str(), 0755), 0);
+  ASSERT_EQ(::mkdir((top / "one/lost+found").c_str(), 0700), 0) << "as in a new file system";
+  const auto init = [&](const std::string& name, std::uint32_t partitions, std::vector<std::string> directories) {
+    return create_directory(
+        files, Directory(top / name),
+        {.partitions = partitions, .name = "n", .addresses = {}, .data_directories = std::move(directories)},
+        Clock::system());
+  };
+  const auto made = init("main", 3, {top / "one", top / "two"});
+  ASSERT_TRUE(made) << made.error().message();
+  const auto read = read_superblock(directory);
+  ASSERT_TRUE(read) << read.error().message();
+  EXPECT_EQ(read->directories, made->directories);
+  EXPECT_EQ(read->format, 2);
+  EXPECT_EQ(home_of(directory, *read, PartitionId(0)), top / "one");
+  EXPECT_EQ(home_of(directory, *read, PartitionId(1)), top / "two");
+  EXPECT_EQ(home_of(directory, *read, PartitionId(2)), top / "one");
+  const auto marker = read_marker(files, top / "two");
+  ASSERT_TRUE(marker) << marker.error().message();
+  EXPECT_EQ(*marker, (DirectoryMarker{read->server_id, read->directories[1].id}));
+  EXPECT_EQ(mode_of(top / "two"), 0700u);
+
+  EXPECT_EQ(add_directory(files, directory, top / "x", 62, Clock::system()).error().object, "--partitions");
+  const auto more = add_directory(files, directory, top / "three", 2, Clock::system());
+  ASSERT_TRUE(more) << more.error().message();
+  EXPECT_EQ(more->partitions, 5u);
+  EXPECT_EQ(more->first_partitions, 3u);
+  EXPECT_EQ(read_superblock(directory)->directories, more->directories);
+  EXPECT_EQ(home_of(directory, *more, PartitionId(4)), top / "three");
+
+  // Mounted elsewhere: its path changes, and nothing else.
+  ASSERT_EQ(::rename((top / "two").c_str(), (top / "four").c_str()), 0);
+  EXPECT_EQ(read_marker(files, top / "two").error().code, Code::not_found);
+  const auto moved = add_directory(files, directory, top / "four", 1, Clock::system());
+  ASSERT_TRUE(moved) << moved.error().message();
+  EXPECT_EQ(moved->partitions, 5u);
+  EXPECT_EQ(home_of(directory, *moved, PartitionId(1)), top / "four");
+
+  EXPECT_EQ(add_directory(files, directory, top / "main", 1, Clock::system()).error().code, Code::already_exists);
+  EXPECT_EQ(init("other", 1, {top / "three"}).error().code, Code::already_exists) << "it is another server's";
+  EXPECT_EQ(init("other", 1, {top / "y", top / "z"}).error().object, "--data-directory") << "one would be empty";
+  EXPECT_EQ(init("other", 2, {top / "y", top / "y"}).error().object, "--data-directory") << "the same twice";
+}
+
 TEST(Directory, InitRefusesADirectoryThatIsNotEmpty) {
   TemporaryDirectory top;
   std::ofstream(top / "file") << "x";
@@ -76,7 +138,7 @@ TEST(Directory, ASuperblockThatIsMissingDamagedOrOfTheFutureIsToldApart) {
   };
   EXPECT_EQ(code_of(""), Code::corrupt);
   EXPECT_EQ(code_of("{}"), Code::corrupt);
-  EXPECT_EQ(code_of("{\"format\": 2}"), Code::unsupported);
+  EXPECT_EQ(code_of("{\"format\": 3}"), Code::unsupported);
   EXPECT_EQ(code_of("{\"format\": 1}"), Code::corrupt);
   const std::string rest = "\"name\": \"n\", \"addresses\": [], \"created\": \"2026-11-20T10:15:03Z\"";
   EXPECT_EQ(

@@ -216,6 +216,7 @@ class ScriptedAgent final : private wire::AgentSession::Events {
   EpochNumber epoch, durable;
   std::vector<pb::DiskOpened> opened;
   std::vector<pb::DigestReply> digests;
+  std::vector<pb::Resend> resends;
   std::optional<pb::OpenEpoch> open_progress;
   std::optional<Error> server_error, diverged;
   std::optional<std::string> goodbye, renewed;
@@ -234,6 +235,7 @@ class ScriptedAgent final : private wire::AgentSession::Events {
   void on_credit() override {}
   void on_digests(const pb::DigestReply& reply) override { digests.push_back(reply); }
   void on_throttle(std::uint32_t, const std::string&) override {}
+  void on_resend(const pb::Resend& ranges) override { resends.push_back(ranges); }
   void on_renewed(const std::string& certificate) override { renewed = certificate; }
   void on_server_error(const Error& error, std::uint32_t retry) override {
     server_error = error;

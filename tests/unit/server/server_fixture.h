@@ -20,17 +20,22 @@
 
 namespace tidemark::server {
 
-// The system's time, moved ahead at will.
+// The system's time, moved ahead at will; what is measured by it can be made to stand still.
 class AheadClock final : public Clock {
  public:
-  WallMicros wall_us() const override { return Clock::system().wall_us() + ahead_us_; }
-  std::chrono::steady_clock::time_point monotonic() const override {
-    return Clock::system().monotonic() + std::chrono::microseconds(ahead_us_);
+  using Time = std::chrono::steady_clock::time_point;
+  WallMicros wall_us() const override { return Clock::system().wall_us() + ahead_us_ + leapt_us_; }
+  Time monotonic() const override {
+    const Time held = held_;
+    return (held != Time() ? held : Clock::system().monotonic()) + std::chrono::microseconds(ahead_us_);
   }
   void advance(std::chrono::microseconds by) { ahead_us_ += by.count(); }
+  void leap(std::chrono::microseconds by) { leapt_us_ += by.count(); }  // the wall clock alone
+  void hold() { held_ = Clock::system().monotonic(); }
 
  private:
-  std::atomic<std::int64_t> ahead_us_{0};
+  std::atomic<std::int64_t> ahead_us_{0}, leapt_us_{0};
+  std::atomic<Time> held_{};
 };
 
 class ServerTest : public testing::Test {

@@ -66,6 +66,24 @@ TEST_F(TokensTest, ExpiredOnesAreDroppedWhenANewOneIsMade) {
   EXPECT_NE(load()->check(old.secret).error().what.find("does not know it"), std::string::npos);
 }
 
+// The whole list is written each time: what it costs to enrol one machine must not grow with those enrolled before.
+TEST_F(TokensTest, OfUsedOnesOnlyTheLastAreRememberedAndNoneWorksAgain) {
+  auto tokens = load();
+  const auto waiting = tokens->create(std::chrono::seconds(60), std::nullopt).value();
+  std::vector<Tokens::Created> used;
+  for (std::size_t i = 0; i < Tokens::kUsedMax + 5; ++i) {
+    used.push_back(tokens->create(std::chrono::hours(1), std::nullopt).value());
+    ASSERT_TRUE(tokens->spend(used.back().secret));
+    clock.advance(std::chrono::milliseconds(1));
+  }
+  ASSERT_TRUE(tokens->create(std::chrono::hours(1), std::nullopt));
+  tokens = load();
+  EXPECT_NE(tokens->check(used[4].secret).error().what.find("does not know it"), std::string::npos);
+  EXPECT_EQ(tokens->check(used[5].secret).error().code, Code::already_exists);
+  EXPECT_EQ(tokens->check(used.back().secret).error().code, Code::already_exists);
+  EXPECT_TRUE(tokens->check(waiting.secret)) << "an unused one is not forgotten for those";
+}
+
 TEST_F(TokensTest, ADamagedFileIsRefusedNotTakenForEmpty) {
   for (const char* text : {"", "[]", "{\"format\": 1}", "{\"format\": 1, \"tokens\": [{\"sha256\": \"zz\"}]}",
                            "{\"format\": 1, \"tokens\": [{\"sha256\": 7, \"expires_us\": 1, \"used\": false}]}"}) {

@@ -7,10 +7,10 @@
 namespace tidemark::storage {
 namespace {
 
-using testing::CommitMaker;
-using testing::machine_id;
-using testing::machine_record;
-using testing::TemporaryDirectory;
+using fixtures::CommitMaker;
+using fixtures::machine_id;
+using fixtures::machine_record;
+using fixtures::TemporaryDirectory;
 
 class Quiet final : public Catalog::Visitor {
  public:

@@ -194,6 +194,45 @@ TEST_F(ColdSegmentTest, ManifestKnowsWhatWasAddedAndNotRemoved) {
   EXPECT_TRUE(listed->empty()) << "it is no segment itself";
 }
 
+// The renamed file may last although the directory could not be synced.
+class UnsyncedDirectories final : public FileSystem {
+ public:
+  explicit UnsyncedDirectories(FileSystem& files) : files_(files) {}
+  Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override {
+    return files_.open(path, mode, direct);
+  }
+  Status rename(const std::string& from, const std::string& to) override { return files_.rename(from, to); }
+  Status remove(const std::string& path) override { return files_.remove(path); }
+  Status make_directory(const std::string& path) override { return files_.make_directory(path); }
+  Result<std::vector<std::string>> list(const std::string& directory) override { return files_.list(directory); }
+  Status sync_directory(const std::string& path) override {
+    if (fails) return fail(Code::io, path, "cannot sync", "");
+    return files_.sync_directory(path);
+  }
+  Result<bool> exists(const std::string& path) override { return files_.exists(path); }
+  Result<SpaceInfo> space(const std::string& path) override { return files_.space(path); }
+  Result<std::unique_ptr<FileLock>> lock(const std::string& path) override { return files_.lock(path); }
+
+  bool fails = false;
+
+ private:
+  FileSystem& files_;
+};
+
+TEST_F(ColdSegmentTest, AManifestThatMayHaveBeenWrittenIsWrittenAgainBeforeASegmentGoes) {
+  UnsyncedDirectories unsynced(files());
+  ColdManifest manifest(unsynced, kCold);
+  ASSERT_TRUE(manifest.add(std::vector{cold_segment(1)}));
+  unsynced.fails = true;
+  EXPECT_FALSE(manifest.add(std::vector{cold_segment(2)}));
+  EXPECT_FALSE(manifest.remove(std::vector{cold_segment(2)})) << "it is not known that the file does not list it";
+  unsynced.fails = false;
+  ASSERT_TRUE(manifest.remove(std::vector{cold_segment(2)}));
+  ColdManifest after(files(), kCold);
+  ASSERT_TRUE(after.load());
+  EXPECT_EQ(after.segments(), std::set{cold_segment(1)});
+}
+
 TEST_F(ColdSegmentTest, AnyFlippedBitOrMissingEndOfTheManifestIsFound) {
   ColdManifest manifest(files(), kCold);
   ASSERT_TRUE(manifest.add(std::vector{cold_segment(1), cold_segment(2)}));

@@ -86,6 +86,8 @@ TEST(ExtentCodec, RandomDeltasSurviveTheRoundTrip) {
         if (extent.encoding == wire::Encoding::zstd) {
           extent.stored_size = static_cast<std::uint32_t>(1 + random.below(extent.stored_size - 1));
         }
+        extent.sealed = random.chance(0.4);
+        if (extent.sealed) extent.stored_size += wire::kSealedOverhead;
         offset = extent.offset + 48 + extent.stored_size;
       }
       delta.extents.push_back(extent);
@@ -111,7 +113,8 @@ TEST(ExtentCodec, RefusesWhatItNeverMakes) {
   EXPECT_TRUE(refused(""));
   EXPECT_TRUE(refused(std::string{0, 1, 1}));                            // no extent
   EXPECT_TRUE(refused(std::string{6, 1, 1, 0x22, 0, 0}));                // an LSN below zero
-  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x40}));                      // unknown flag
+  EXPECT_TRUE(refused(std::string{0, 1, 1, '\x80'}));                    // unknown flag
+  EXPECT_TRUE(refused(std::string{0, 1, 1, 0x62, 0, 0}));                // zeroes that are sealed
   EXPECT_TRUE(refused(std::string{0, 1, 1, 0x23, 0, 0}));                // unknown encoding
   EXPECT_TRUE(refused(std::string{0, 1, 1, 0x22, '\xff', 0x01}));        // leaves its region
   EXPECT_TRUE(refused(std::string{0, 1, 1, 0x20, 0, 16, 0}));            // 17 granules of data

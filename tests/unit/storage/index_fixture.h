@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -13,13 +14,15 @@
 #include "storage/epoch_progress.h"
 #include "storage/index.h"
 
-namespace tidemark::storage::testing {
+namespace tidemark::storage::fixtures {
 
+// In memory, unless TMPDIR says where.
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
     std::string pattern = (std::filesystem::temp_directory_path() / "tidemark-test-XXXXXX").string();
-    if (std::filesystem::exists("/dev/shm")) pattern = "/dev/shm/tidemark-test-XXXXXX";
+    if (std::getenv("TMPDIR") == nullptr && std::filesystem::exists("/dev/shm"))
+      pattern = "/dev/shm/tidemark-test-XXXXXX";
     path_ = mkdtemp(pattern.data());
   }
   ~TemporaryDirectory() {
@@ -169,4 +172,4 @@ class CommitMaker {
   CommitInfo commit_;
 };
 
-}  // namespace tidemark::storage::testing
+}  // namespace tidemark::storage::fixtures

@@ -1,7 +1,10 @@
 #include "storage/index.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <map>
 
@@ -11,10 +14,10 @@
 namespace tidemark::storage {
 namespace {
 
-using testing::CommitMaker;
-using testing::machine_id;
-using testing::machine_record;
-using testing::TemporaryDirectory;
+using fixtures::CommitMaker;
+using fixtures::machine_id;
+using fixtures::machine_record;
+using fixtures::TemporaryDirectory;
 
 class IndexTest : public ::testing::Test {
  protected:
@@ -243,7 +246,41 @@ TEST_F(IndexTest, RandomHistoriesMatchAPlainModel) {
         ASSERT_EQ(seen.count(i) != 0 ? seen[i] : 0, expected[i]) << "granule " << i << " at LSN " << lsn.value();
       }
     }
+    const Status counts = index_->check_counts();
+    ASSERT_TRUE(counts) << counts.error().message();
   }
+}
+
+// Each region has one key for a record, however many of its ranges cover it.
+TEST_F(IndexTest, WideZeroesThatOverlapInOneRecordAreCountedOnce) {
+  constexpr auto kZero = wire::Encoding::zero;
+  const MachineId m = machine_id(1);
+  constexpr std::uint64_t kRegions = 20, kGranules = 256 * kRegions;
+  log_.machine(machine_record(1, 1, kGranules * 4096, 1));
+  log_.begin(m, 1, kGranules * 4096);
+  std::vector<CommitMaker::Block> all;
+  for (std::uint64_t region = 0; region < kRegions; ++region) all.push_back({region * 256 + 3, 1});
+  log_.blocks(m, DiskId(0), all);
+  log_.commit_epoch(m, 1);
+  log_.begin(m, 2, kGranules * 4096);
+  log_.blocks(m, DiskId(0),
+              {{256 * 2, 256 * 8, kZero},  // 2 to 10
+               {256 * 4 + 3, 1},           // data over it
+               {256 * 6 + 3, 1},
+               {256 * 5, 256 * 10, kZero},  // 5 to 15: over the second
+               {256 * 12 + 3, 1},
+               {256 * 9, 256 * 6, kZero},  // 9 to 15: over the third
+               {256 * 16 + 3, 1}});
+  const Lsn second = log_.commit_epoch(m, 2);
+  apply();
+  auto seen = shown(1, 1, second, 0, kGranules);
+  std::set<std::uint64_t> regions;
+  for (const auto& [granule, offset] : seen) {
+    if (offset != 0) regions.insert(granule / 256);
+  }
+  EXPECT_EQ(regions, (std::set<std::uint64_t>{0, 1, 4, 15, 16, 17, 18, 19}));
+  const Status counts = index_->check_counts();
+  EXPECT_TRUE(counts) << counts.error().message();
 }
 
 TEST_F(IndexTest, ADiskThatShrankAndGrewIsZeroBetween) {
@@ -391,6 +428,37 @@ TEST_F(IndexTest, ANewSegmentIsNotFreedBetweenThePiecesThatReferToIt) {
   ASSERT_TRUE(index_->flush());
   EXPECT_TRUE(index_->unreferenced_segments().empty());
   EXPECT_EQ(*index_->live_references(fresh), 1u);
+}
+
+// Files may not grow meanwhile, as on a disk that fails, or fills up while it is written to.
+TEST_F(IndexTest, FilesThatCannotBeWrittenAreAnErrorAndNotTheEnd) {
+  log_.machine(machine_record(1, 1, 1 << 30, 1));
+  log_.begin(machine_id(1), 1, 1 << 30);
+  apply();
+  ASSERT_TRUE(index_->flush());
+  const Lsn marked = index_->persisted_mark().lsn;
+  log_.commit_epoch(machine_id(1), 1);
+  apply();
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_FALSE(index_->flush());
+    static_cast<void>(index_->resume());
+  }
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  EXPECT_EQ(index_->persisted_mark().lsn, marked);
+  // To RocksDB this is worse than a lack of space: it goes on when it is opened again, and the log tells the rest.
+  crash();
+  EXPECT_EQ(index_->mark().lsn, marked);
+  replay();
+  ASSERT_TRUE(index_->flush());
+  crash();
+  EXPECT_GT(index_->mark().lsn, marked);
+  EXPECT_FALSE(std::filesystem::exists(directory_.path() + "/index/LOG")) << "one more file that may not be writable";
 }
 
 }  // namespace

@@ -176,6 +176,24 @@ TEST(Ladder, AClockThatWentBackDropsNothing) {
   EXPECT_THAT(decide(left, record, {}, kStart - 100 * kDay).drop, IsEmpty());
 }
 
+TEST(Ladder, BucketsGoByTheClockOfTheRungs) {
+  const auto record = with({.dense_s = 0, .rungs = {{600, 3600}}});
+  auto epochs = points(kStart, kMinute, 60);
+  const auto right = kept(epochs, record, kStart + kHour);
+  EXPECT_THAT(right, ElementsAre(1, 11, 21, 31, 41, 51, 60));
+  for (std::size_t i = 1; i < 59; i += 3) {  // the clock was wrong, now and then
+    epochs[i].arrival_us += kDay;
+    epochs[i].rung_offset_us = -kDay;
+  }
+  EXPECT_EQ(kept(epochs, record, kStart + kHour), right);
+  // The newest one of a machine that is silent since does not make the others older as time passes.
+  const auto dense = with({.dense_s = 600, .rungs = {}});
+  epochs = points(kStart, kMinute, 60);
+  epochs.back().arrival_us += kDay;
+  epochs.back().rung_offset_us = -kDay;
+  EXPECT_THAT(kept(epochs, dense, kStart + 20 * kHour), testing::SizeIs(10));
+}
+
 TEST(Ladder, PointsOfAClockThatWasAheadAgeOnceItIsRight) {
   const auto record = with({.dense_s = 600, .rungs = {{600, 3600}}});
   auto epochs = points(kStart + 3650 * kDay, kMinute, 10);
@@ -209,6 +227,37 @@ TEST(Ladder, WhatIsInUseOrNewestVerifiedStays) {
   EXPECT_THAT(kept(epochs, record, epochs.back().arrival_us, guards), ElementsAre(3, 4, 50, 120));
 }
 
+TEST(Ladder, NothingGoesBeforeItIsKnownWhichOneIsTheNewestVerified) {
+  const auto epochs = points(kStart, kMinute, 120);
+  const auto record = with({.dense_s = 60, .rungs = {}});
+  const Decision decision =
+      decide(epochs, record, {.in_use = {}, .newest_verified = {}, .unread = true}, epochs.back().arrival_us);
+  EXPECT_EQ(decision.keep.size(), 120u);
+  EXPECT_THAT(decision.drop, IsEmpty());
+  EXPECT_TRUE(decision.waits_for_check);
+
+  enum Known : std::uint8_t { unread, verified, was_verified, damaged };
+  const auto guard = [](const std::vector<Known>& known) {
+    std::vector<pb::EpochEntry> entries;
+    for (const Known one : known) {
+      pb::EpochEntry& entry = entries.emplace_back();
+      entry.set_number(entries.size());
+      entry.set_consistency(2);
+      entry.set_verified(one == verified);
+      entry.set_was_verified(one == was_verified);
+      entry.set_damaged(one == damaged);
+    }
+    Guards guards;
+    guard_newest_verified(guards, entries);
+    return std::pair(guards.newest_verified.value_or(EpochNumber()).value(), guards.unread);
+  };
+  EXPECT_EQ(guard({verified, verified, damaged, unread}), std::pair(std::uint64_t{2}, false));
+  EXPECT_EQ(guard({was_verified, was_verified, damaged, unread}), std::pair(std::uint64_t{2}, false));
+  EXPECT_EQ(guard({unread, damaged}), std::pair(std::uint64_t{0}, true));
+  EXPECT_EQ(guard({damaged, damaged}), std::pair(std::uint64_t{0}, false)) << "there is none to be kept";
+  EXPECT_EQ(guard({}), std::pair(std::uint64_t{0}, false));
+}
+
 TEST(Ladder, ARemovalWaitsForItsTimeAndForWhoeverNeedsThePoint) {
   const auto epochs = points(kStart, kMinute, 10);
   pb::MachineRecord record;
@@ -228,6 +277,21 @@ TEST(Ladder, ARemovalWaitsForItsTimeAndForWhoeverNeedsThePoint) {
   EXPECT_TRUE(tidy_retention(record, gone, now + kHour));
   EXPECT_EQ(record.removals_size(), 4);
   EXPECT_NE(machine_removal(record), nullptr);
+}
+
+TEST(Ladder, WhatOnlyWaitsForANewerOneToBeVerifiedIsLookedAtAgain) {
+  const auto epochs = points(kStart, kMinute, 10);
+  pb::MachineRecord record;
+  const WallMicros now = epochs.back().arrival_us;
+  ask_removal(record, 5, now);
+  const Guards behind{.in_use = {}, .newest_verified = EpochNumber(5)};
+  EXPECT_THAT(decide(epochs, record, behind, now).drop, IsEmpty());
+  EXPECT_TRUE(decide(epochs, record, behind, now).waits_for_check);
+  const Guards further{.in_use = {}, .newest_verified = EpochNumber(6)};
+  EXPECT_THAT(numbers(decide(epochs, record, further, now).drop), ElementsAre(5));
+  EXPECT_FALSE(decide(epochs, record, further, now).waits_for_check);
+  pin(record, 5);
+  EXPECT_FALSE(decide(epochs, record, behind, now).waits_for_check) << "it stays anyway";
 }
 
 TEST(Ladder, TheNextPointOfABucketTakesTheRemovedOnesPlace) {

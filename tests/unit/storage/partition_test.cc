@@ -1,20 +1,26 @@
 #include "storage/partition.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 
+#include <array>
+#include <atomic>
 #include <thread>
 
+#include "storage/changes.h"
+#include "storage/disk_view.h"
 #include "storage/system_files.h"
 #include "storage/uring_queue.h"
+#include "tests/sim/forwarding_files.h"
 #include "tests/sim/store_rig.h"
 #include "tests/unit/storage/index_fixture.h"
 
 namespace tidemark::storage {
 namespace {
 
+using fixtures::machine_id;
+using fixtures::TemporaryDirectory;
 using sim::StoreRig;
-using testing::machine_id;
-using testing::TemporaryDirectory;
 using namespace std::chrono_literals;
 
 constexpr std::uint64_t kDiskSize = 3 << 20;
@@ -69,9 +75,10 @@ pb::EpochAbortRecord abort_record(std::uint64_t number) {
   return abort;
 }
 
-std::vector<std::byte> block(const MachineId& machine, std::uint64_t epoch, std::uint64_t granule, sim::Token token) {
+std::vector<std::byte> block(const MachineId& machine, std::uint64_t epoch, std::uint64_t granule, sim::Token token,
+                             DiskId disk = DiskId(0)) {
   wire::BlockEncoder encoder(machine);
-  encoder.start(DiskId(0), EpochNumber(epoch));
+  encoder.start(disk, EpochNumber(epoch));
   std::vector<std::byte> plain(limits::kGranuleSize);
   sim::granule_of(token, plain);
   encoder.add(granule, plain);
@@ -278,6 +285,42 @@ TEST_F(PartitionTest, RemovedMachineIsGoneAndItsSegmentsAreUsedAgain) {
   EXPECT_NE(store().find_by_name("web1"), nullptr);
 }
 
+TEST_F(PartitionTest, ADeadSegmentWithARottenHeaderKeepsNoOtherFromBeingGivenBack) {
+  auto options = small_options();
+  options.index_flush_bytes = 1;  // after every commit
+  start(options);
+  add_machine();
+  for (std::uint64_t number = 1; number <= 160; ++number) epoch(number, number % 8, number * 2 + 100);
+  const std::uint64_t before = store().stats().segments;
+  ASSERT_GT(before, 4u);
+  const auto names = rig_->files().list("/p0/log");
+  ASSERT_TRUE(names);
+  const std::string oldest = "/p0/log/" + names->at(0), second = "/p0/log/" + names->at(1);
+  for (const std::string& rotten : {second, oldest}) ASSERT_TRUE(rig_->disk().flip_bit(rotten, 20, 1));
+  auto removed = store().find(machine_)->record;
+  removed.set_removed(true);
+  good(store().put_machine(removed, {}));  // all of it is dead
+  const auto turns = [&] {
+    for (int i = 0; i < 3; ++i) {
+      rig_->pump(true);
+      store().on_idle();
+    }
+  };
+  turns();
+  EXPECT_LE(store().stats().segments, 4u) << "of " << before << ": those two, and those that are written to";
+  for (const std::string& rotten : {second, oldest}) {
+    EXPECT_TRUE(*rig_->files().exists(rotten));
+    ASSERT_TRUE(rig_->disk().flip_bit(rotten, 20, 1));  // it was the reading that failed
+    turns();
+    EXPECT_FALSE(*rig_->files().exists(rotten));
+  }
+  EXPECT_LE(store().stats().segments, 2u);
+  rig_->cut_power();
+  rig_->lose_index();
+  open();
+  EXPECT_EQ(store().find(machine_), nullptr);
+}
+
 TEST_F(PartitionTest, FullDiskRefusesNewDataAndStillTakesCommits) {
   start();
   add_machine();
@@ -358,67 +401,109 @@ TEST_F(PartitionTest, PointsAreFoundByTheirTime) {
   EXPECT_EQ(store().read(machine_, DiskId(3), EpochNumber(1), 0ms).error().code, Code::not_found);
 }
 
-// The real thing: files of the kernel, the ring, all threads.
-TEST(PartitionOnTheKernel, WritesReopensAndReads) {
-  class Events final : public Partition::Listener {
-   public:
-    void on_epoch_durable(const MachineId&, EpochNumber epoch, const Hash128&) override { durable = epoch; }
-    void on_bytes_durable(const MachineId&, std::uint64_t bytes) override { durable_bytes += bytes; }
-    void on_room() override {}
-    void on_stopped(const Error& why) override { FAIL() << why.message(); }
-    EpochNumber durable;
-    std::uint64_t durable_bytes = 0;
-  };
-  TemporaryDirectory directory;
-  const std::string path = directory.path() + "/p0";
-  auto queue = make_uring_queue(64);
-  if (!queue) GTEST_SKIP() << "no io_uring here: " << queue.error().message();
-  ASSERT_TRUE(Partition::create(system_files(), path, PartitionId(0), "server"));
-  PartitionOptions options;
-  options.segment_size = 8 << 20;
-  options.free_space_min = 0;
-  const MachineId machine = machine_id(1);
-  std::uint64_t sent = 0;
-  for (std::uint64_t life = 1; life <= 3; ++life) {
-    Events events;
-    auto opened =
-        Partition::open(system_files(), path, PartitionId(0), "server", options, **queue, Clock::system(), events);
-    ASSERT_TRUE(opened) << opened.error().message();
-    Partition& store = *opened->partition;
-    const auto turn = [&] {
-      store.on_idle();
-      (*queue)->submit();
-      if ((*queue)->in_flight() != 0) {
-        (*queue)->wait();
-        (*queue)->submit();
-      } else {
-        std::this_thread::sleep_for(1ms);
-      }
-    };
-    const auto retry = [&](const auto& call) {
-      for (Status status = call();; status = call()) {
-        if (status || status.error().code != Code::busy) return status;
-        turn();
-      }
-    };
-    if (life == 1) {
-      ASSERT_TRUE(store.put_machine(named(1, "web1"), {}));
-      ASSERT_TRUE(store.open_disk(machine, disk_record("a", 64 << 20)));
-    } else {
-      EXPECT_EQ(store.find(machine)->durable_epoch, EpochNumber(life - 1));
+// The indexer's thread looks after the space between two commits: there it can be held.
+class IndexerHeld final : public sim::ForwardingFiles {
+ public:
+  using ForwardingFiles::ForwardingFiles;
+  Result<SpaceInfo> space(const std::string& path) override {
+    std::array<char, 16> thread{};  // others look there too
+    ::pthread_getname_np(::pthread_self(), thread.data(), thread.size());
+    if (hold_ && std::string_view(thread.data()) == "tm-index") {
+      held_ = true;
+      held_.notify_all();
+      hold_.wait(true);
     }
-    ASSERT_TRUE(retry([&] { return store.begin_epoch(machine, begin_record(life, 2, 64 << 20)); }));
-    sent = 0;
+    return ForwardingFiles::space(path);
+  }
+  void hold() {
+    hold_ = true;
+    held_.wait(false);
+  }
+  void let_go() {
+    hold_ = false;
+    hold_.notify_all();
+  }
+
+ private:
+  std::atomic<bool> hold_{false};
+  std::atomic<bool> held_{false};
+};
+
+// A real partition: files of the kernel, the ring, all threads. The test's thread is its shard.
+class PartitionOnTheKernel : public ::testing::Test, public Partition::Listener {
+ protected:
+  void SetUp() override {
+    auto queue = make_uring_queue(64);
+    if (!queue) GTEST_SKIP() << "no io_uring here: " << queue.error().message();
+    queue_ = *std::move(queue);
+    ASSERT_TRUE(Partition::create(system_files(), path_, PartitionId(0), "server"));
+  }
+  void TearDown() override { files_.let_go(); }
+  void open() {
+    PartitionOptions options;
+    options.segment_size = 8 << 20;
+    options.free_space_min = 0;
+    durable_ = EpochNumber();
+    durable_bytes_ = 0;
+    auto opened = Partition::open(files_, path_, PartitionId(0), "server", options, *queue_, Clock::system(), *this);
+    ASSERT_TRUE(opened) << opened.error().message();
+    partition_ = std::move(opened->partition);
+  }
+  Partition& store() { return *partition_; }
+  void turn() {
+    store().on_idle();
+    queue_->submit();
+    if (queue_->in_flight() != 0) {
+      queue_->wait();
+      queue_->submit();
+    } else {
+      std::this_thread::sleep_for(1ms);
+    }
+  }
+  void good(const auto& call) {
+    Status status = call();
+    for (; !status && status.error().code == Code::busy; status = call()) turn();
+    ASSERT_TRUE(status) << status.error().message();
+  }
+  void commit(std::uint64_t number) {
+    good([&] { return store().commit_epoch(machine_, commit_record(number)); });
+    while (durable_ != EpochNumber(number)) turn();
+  }
+
+  void on_epoch_durable(const MachineId&, EpochNumber epoch, const Hash128&) override { durable_ = epoch; }
+  void on_bytes_durable(const MachineId&, std::uint64_t bytes) override { durable_bytes_ += bytes; }
+  void on_room() override {}
+  void on_stopped(const Error& why) override { FAIL() << why.message(); }
+
+  const MachineId machine_ = machine_id(1);
+  TemporaryDirectory directory_;
+  const std::string path_ = directory_.path() + "/p0";
+  IndexerHeld files_{system_files()};
+  std::unique_ptr<IoQueue> queue_;
+  std::unique_ptr<Partition> partition_;
+  EpochNumber durable_;
+  std::uint64_t durable_bytes_ = 0;
+};
+
+TEST_F(PartitionOnTheKernel, WritesReopensAndReads) {
+  for (std::uint64_t life = 1; life <= 3; ++life) {
+    open();
+    if (life == 1) {
+      ASSERT_TRUE(store().put_machine(named(1, "web1"), {}));
+      ASSERT_TRUE(store().open_disk(machine_, disk_record("a", 64 << 20)));
+    } else {
+      EXPECT_EQ(store().find(machine_)->durable_epoch, EpochNumber(life - 1));
+    }
+    good([&] { return store().begin_epoch(machine_, begin_record(life, 2, 64 << 20)); });
+    std::uint64_t sent = 0;
     for (std::uint64_t granule = 0; granule < 2000; ++granule) {
-      const auto payload = block(machine, life, granule * 7, 2 * (life * 10000 + granule));
-      const auto appended = retry([&] { return store.append_blocks(machine, DiskId(0), payload); });
-      ASSERT_TRUE(appended) << appended.error().message();
+      const auto payload = block(machine_, life, granule * 7, 2 * (life * 10000 + granule));
+      good([&] { return store().append_blocks(machine_, DiskId(0), payload); });
       sent += payload.size();
     }
-    ASSERT_TRUE(retry([&] { return store.commit_epoch(machine, commit_record(life)); }));
-    while (events.durable != EpochNumber(life)) turn();
-    EXPECT_EQ(events.durable_bytes, sent);
-    auto reader = store.read(machine, DiskId(0), EpochNumber(life), 30s);
+    commit(life);
+    EXPECT_EQ(durable_bytes_, sent);
+    auto reader = store().read(machine_, DiskId(0), EpochNumber(life), 30s);
     ASSERT_TRUE(reader) << reader.error().message();
     std::vector<std::byte> got(4096), expected(4096);
     for (std::uint64_t granule = 0; granule < 2000; granule += 13) {
@@ -428,10 +513,52 @@ TEST(PartitionOnTheKernel, WritesReopensAndReads) {
     }
     reader->reset();
     if (life != 2) {
-      const auto closed = store.close();
+      const auto closed = store().close();
       ASSERT_TRUE(closed) << closed.error().message();
     }
+    partition_.reset();
   }
+}
+
+// Who asks for an epoch that the index does not have yet has looked up the machine before it waits: the epoch's new
+// disk is not in that record.
+TEST_F(PartitionOnTheKernel, ADiskIsThereAsSoonAsItsFirstEpochIsDurable) {
+  open();
+  ASSERT_TRUE(store().put_machine(named(1, "web1"), {}));
+  ASSERT_TRUE(store().open_disk(machine_, disk_record("a", kDiskSize)));
+  good([&] { return store().begin_epoch(machine_, begin_record(1, 2)); });
+  commit(1);
+  ASSERT_TRUE(store().read(machine_, DiskId(0), EpochNumber(1), 30s));
+
+  files_.hold();
+  ASSERT_TRUE(store().open_disk(machine_, disk_record("b", kDiskSize)));
+  auto begin = begin_record(2, 2);
+  *begin.add_disks() = begin.disks(0);
+  begin.mutable_disks(1)->set_disk(1);
+  good([&] { return store().begin_epoch(machine_, begin); });
+  good([&] { return store().append_blocks(machine_, DiskId(1), block(machine_, 2, 5, 102, DiskId(1))); });
+  commit(2);
+  ASSERT_EQ(store().epochs(machine_, 0, false, 0ms).error().code, Code::timed_out) << "the index is not held";
+  Result<std::unique_ptr<Reader>> read = nullptr;
+  Result<CloneBase> base = CloneBase{};
+  Result<std::unique_ptr<Changes>> changes = nullptr;
+  {
+    const std::jthread reads([&] { read = store().read(machine_, DiskId(1), EpochNumber(2), 30s); });
+    const std::jthread clones([&] { base = store().clone_base(machine_, EpochNumber(2), 30s); });
+    const std::jthread compares(
+        [&] { changes = store().changes(machine_, DiskId(1), EpochNumber(1), EpochNumber(2), 30s); });
+    std::this_thread::sleep_for(100ms);  // until all wait, as a rule
+    files_.let_go();
+  }
+  ASSERT_TRUE(read) << read.error().message();
+  EXPECT_EQ((*read)->disk_size(), kDiskSize);
+  ASSERT_TRUE(base) << base.error().message();
+  EXPECT_EQ(base->disks.size(), 2u);
+  ASSERT_TRUE(changes) << changes.error().message();
+  const auto ranges = (*changes)->next();
+  ASSERT_TRUE(ranges);
+  ASSERT_EQ(ranges->size(), 1u);
+  EXPECT_EQ(ranges->front().offset, 5 * limits::kGranuleSize);
 }
 
 }  // namespace

@@ -73,6 +73,33 @@ TEST_F(ClockTest, ALeapIsBelievedAfterAsMuchSteadyTimeAsItIsLong) {
   EXPECT_TRUE(pass(2 * kHour)) << "a day at most";
 }
 
+TEST_F(ClockTest, OneThatHoldsBackGoesBackOnlyWhenAStepBackHasLasted) {
+  RetentionClock holding(std::nullopt, system.wall_us(), system.monotonic(), RetentionClock::Back::hold);
+  WallMicros last = holding.now_us();
+  const auto go = [&](std::chrono::seconds time) {
+    bool believed = false, never_back = true;
+    for (; time.count() > 0; time -= seconds(60)) {
+      system.advance(seconds(60));
+      believed = holding.observe(system.wall_us(), system.monotonic()) || believed;
+      never_back = never_back && (believed || holding.now_us() >= last);
+      last = holding.now_us();
+    }
+    EXPECT_TRUE(never_back);
+    return believed;
+  };
+  for (int i = 0; i < 100; ++i) {  // by minutes: it stands still over them
+    system.jump_wall(seconds(i % 2 == 0 ? -240 : 240));
+    EXPECT_FALSE(go(seconds(60)));
+  }
+  EXPECT_EQ(holding.now_us(), kStart + 100 * 60 * kSecond);
+  system.jump_wall(-std::chrono::hours(3));
+  EXPECT_FALSE(go(std::chrono::hours(2)));
+  EXPECT_EQ(holding.now_us(), system.wall_us() + 3 * kHour) << "at its own pace";
+  EXPECT_EQ(holding.now_us(system.monotonic() + seconds(30)), system.wall_us() + 3 * kHour + 30 * kSecond);
+  EXPECT_TRUE(go(std::chrono::hours(2)));
+  EXPECT_EQ(holding.now_us(), system.wall_us());
+}
+
 TEST_F(ClockTest, AClockThatIsSetToAndFroIsNeverBelieved) {
   for (int i = 0; i < 40; ++i) {
     system.jump_wall(std::chrono::hours(i % 2 == 0 ? 1000 : -900));
@@ -190,14 +217,17 @@ TEST_F(RetentionTest, ASixthOfTheDenseWindowMayGather) {
   EXPECT_EQ(Retention::look_every({.dense_s = 86'400, .rungs = {}}), seconds(600));
 }
 
-// Days of a machine that makes a point every ten seconds, while the clock leaps by up to a year, to and fro: each leap
-// costs one hourly point at most, at the far end.
-TEST_F(RetentionTest, LeapsOfTheClockCostAPointARungAtMost) {
+// Days of a machine that makes a point every ten seconds, while the clock leaps by up to a year, to and fro, every few
+// hours or every few minutes: a leap that lasted until it was believed costs one hourly point at most, at the far end;
+// the others cost none.
+TEST_F(RetentionTest, OnlyLeapsOfTheClockThatLastCostAPointARung) {
   for (std::uint64_t seed = 1; seed <= 20; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Random random(seed);
     ManualClock clock(kStart);
     RetentionClock trusted(std::nullopt, clock.wall_us(), clock.monotonic());
+    RetentionClock of_rungs(std::nullopt, clock.wall_us(), clock.monotonic(), RetentionClock::Back::hold);
+    const double often = seed % 2 == 0 ? 0.0005 : 0.02;
     pb::MachineRecord record;
     *record.mutable_ladder() = to_record({.dense_s = 600, .rungs = {{600, 3600}, {3600, 86'400}}});
     struct Made {
@@ -207,18 +237,25 @@ TEST_F(RetentionTest, LeapsOfTheClockCostAPointARungAtMost) {
     std::vector<Made> left;
     std::int64_t off_h = 0;
     WallMicros real = 0;
-    std::vector<WallMicros> leaps;
+    std::vector<WallMicros> believed;
     for (std::uint64_t number = 1; number <= 20'000; ++number) {
       clock.advance(seconds(10));
       real += 10 * kSecond;
-      if (random.chance(0.0005)) {
+      if (random.chance(often)) {
         const std::int64_t by = off_h != 0 ? -off_h : static_cast<std::int64_t>(random.below(20'000)) - 10'000;
         off_h += by;
         clock.jump_wall(std::chrono::hours(by));
-        leaps.push_back(real);
       }
+      // Points come before and after the clocks look at the time.
+      const bool before = random.chance(0.5);
+      const auto make = [&] {
+        left.push_back(
+            {real, {EpochNumber(number), clock.wall_us(), true, of_rungs.now_us(clock.monotonic()) - clock.wall_us()}});
+      };
+      if (before) make();
       trusted.observe(clock.wall_us(), clock.monotonic());
-      left.push_back({real, {EpochNumber(number), clock.wall_us(), true}});
+      if (of_rungs.observe(clock.wall_us(), clock.monotonic())) believed.push_back(real);
+      if (!before) make();
       if (number % 50 != 0) continue;
       std::vector<LadderEpoch> epochs;
       for (const Made& made : left) epochs.push_back(made.epoch);
@@ -226,7 +263,8 @@ TEST_F(RetentionTest, LeapsOfTheClockCostAPointARungAtMost) {
       std::set<EpochNumber> gone(decision.drop.begin(), decision.drop.end());
       std::erase_if(left, [&](const Made& made) { return gone.contains(made.epoch.number); });
       // For each of these hours there is a point, in real time, as far as the machine goes back.
-      const auto lately = std::count_if(leaps.begin(), leaps.end(), [&](WallMicros at) { return real - at < kDay; });
+      const auto lately =
+          std::count_if(believed.begin(), believed.end(), [&](WallMicros at) { return real - at < kDay; });
       for (WallMicros hour = 1; hour <= 22 - lately && hour * kHour <= real; ++hour) {
         const auto found = std::find_if(left.begin(), left.end(), [&](const Made& made) {
           return made.real_us > real - (hour + 1) * kHour && made.real_us <= real - (hour - 1) * kHour;

@@ -55,6 +55,36 @@ TEST(SegmentNames, AreIdsInHexadecimal) {
     EXPECT_FALSE(parse_segment_name(name)) << name;
 }
 
+TEST_F(SegmentKeeperTest, WritesNoZeroesInFrontOfLargeCommits) {
+  auto keeper = open();
+  work(*keeper);
+  keeper->expect_large_commits(true);
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(keeper->take());
+  work(*keeper);
+  EXPECT_EQ(keeper->stats().formatted, 2U) << "those from before";
+  EXPECT_GE(keeper->stats().allocated, 3U);
+  const auto segment = keeper->take();
+  ASSERT_TRUE(segment);
+  EXPECT_EQ(segment->file().size().value(), kSize);
+  // Small commits: what waits in reserve is written, and what was merely allocated is gone.
+  work(*keeper);
+  keeper->expect_large_commits(false);
+  work(*keeper);
+  EXPECT_EQ(keeper->stats().formatted, 3U);
+  const auto there = names();
+  EXPECT_EQ(std::ranges::count_if(there, [](const auto& name) { return name.starts_with("format-"); }), 0);
+  // What a restart finds half-way is not taken for a segment.
+  keeper->expect_large_commits(true);
+  ASSERT_TRUE(keeper->take());
+  work(*keeper);
+  ASSERT_TRUE(keeper->take());
+  work(*keeper);
+  keeper.reset();
+  keeper = open(SegmentId(20));
+  const auto after = names();
+  EXPECT_EQ(std::ranges::count_if(after, [](const auto& name) { return name.starts_with("format-"); }), 0);
+}
+
 TEST_F(SegmentKeeperTest, KeepsOneOnDeckAndTheRestInReserve) {
   const auto keeper = open();
   int notices = 0;
@@ -245,6 +275,31 @@ TEST(SegmentKeeper, WorksOnItsOwnThreadOnRealFiles) {
   const std::vector<std::string> left = system_files().list(directory).value();
   for (const std::string& name : left) EXPECT_TRUE(system_files().remove(directory + "/" + name));
   EXPECT_TRUE(system_files().remove(directory));
+}
+
+TEST_F(SegmentKeeperTest, TheOnlySegmentMayTakeFromWhatIsToStayFree) {
+  SegmentKeeperOptions options;
+  options.directory = "/log";
+  options.segment_size = kSize;
+  options.reserve = 2;
+  options.free_space_min = 4 * kSize;
+  options.free_space_hard = 2 * kSize;
+  options.background = false;
+  auto keeper = SegmentKeeper::open(disk.files(), std::move(options));
+  ASSERT_TRUE(keeper) << keeper.error().message();
+  disk.set_capacity(3 * kSize);
+  work(**keeper);
+  EXPECT_EQ((*keeper)->stats().ready, 1U) << "one, as there was none; not the second one";
+  ASSERT_TRUE((*keeper)->stats().error);
+  EXPECT_EQ((*keeper)->stats().error->code, Code::no_space);
+  const auto first = (*keeper)->take();
+  ASSERT_TRUE(first);
+  (*keeper)->retry();
+  work(**keeper);
+  EXPECT_FALSE((*keeper)->take()) << "less than the hard limit would be left";
+  (*keeper)->recycle(first->id());
+  work(**keeper);
+  EXPECT_TRUE((*keeper)->take()) << "what comes back is used at once";
 }
 
 }  // namespace

@@ -17,7 +17,7 @@
 #include "tests/sim/store_rig.h"
 #include "tests/unit/storage/index_fixture.h"
 
-namespace tidemark::storage::testing {
+namespace tidemark::storage::fixtures {
 
 using sim::Content;
 using sim::StoreRig;
@@ -35,6 +35,7 @@ inline PartitionOptions settling_options() {
   options.index = {.cache_bytes = 4 << 20, .write_buffer_bytes = 4 << 20};
   options.index_flush_bytes = 1;  // after every commit
   options.settler.settle_after_us = 0;
+  options.settler.log_garbage_max = -1;
   options.settler.fold_every_us = 0;
   options.settler.cold_segment_size = 128 << 10;
   return options;
@@ -180,4 +181,4 @@ class SettlingFixture : public ::testing::Test {
   std::map<MachineId, std::map<std::uint64_t, sim::DiskContent>> points_;
 };
 
-}  // namespace tidemark::storage::testing
+}  // namespace tidemark::storage::fixtures

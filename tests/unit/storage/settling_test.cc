@@ -16,9 +16,9 @@
 namespace tidemark::storage {
 namespace {
 
-using namespace testing;
+using namespace fixtures;
 
-using SettlingTest = testing::SettlingFixture;
+using SettlingTest = fixtures::SettlingFixture;
 
 TEST_F(SettlingTest, LogSegmentsAreGivenBackAndEveryPointReadsTheSame) {
   const MachineId a = add_machine(1), b = add_machine(2);
@@ -123,6 +123,25 @@ TEST_F(SettlingTest, PointThatIsBeingReadIsDroppedOnceItsReaderIsGone) {
   expect_points("it is gone");
 }
 
+TEST_F(SettlingTest, ADropThatWaitsCanBeTakenBackAndOneThatIsUnderWayGoesOn) {
+  const MachineId machine = add_machine(1);
+  epochs(machine, 1, 10);
+  settle();
+  auto reader = store().read(machine, DiskId(0), EpochNumber(3), 0ms);
+  ASSERT_TRUE(reader);
+  store().drop_points(machine, {EpochNumber(2), EpochNumber(3)});
+  points_[machine].erase(2);
+  settle();
+  ASSERT_EQ(code_of_reading(machine, 2), Code::not_found);
+  store().keep_points(machine);
+  reader->reset();
+  settle();
+  expect_points("the third was needed again");
+  // Asked for again, it goes.
+  drop(machine, {3});
+  EXPECT_EQ(code_of_reading(machine, 3), Code::not_found);
+}
+
 TEST_F(SettlingTest, NewestEpochAndUnknownOnesAreNotDropped) {
   const MachineId machine = add_machine(1);
   epochs(machine, 1, 3);
@@ -195,7 +214,7 @@ TEST_F(SettlingTest, LostIndexWithAColdSegmentMissingIsRefused) {
   good(rig_->close());
   const auto paths = cold_files();
   ASSERT_GT(paths.size(), 1u);
-  const std::string& missing = paths[paths.size() / 2];
+  const std::string missing = paths[paths.size() / 2];
   good(rig_->files().rename(missing, missing + ".elsewhere"));
   rig_->lose_index();
   for (int attempt = 0; attempt < 2; ++attempt) {
@@ -307,6 +326,7 @@ TEST_F(SettlingTest, NumberOfAColdSegmentThatWasFreedIsNotUsedAgainAfterACrash) 
   auto options = settling_options();
   options.index_flush_bytes = 64 << 20;
   options.settler.settle_after_us = 3'600'000'000;
+  options.settler.mature_after = 1;
   start(options);
   const MachineId a = add_machine(1);
   epochs(a, 1, 10);
@@ -366,6 +386,50 @@ TEST_F(SettlingTest, BlocksOfAnOpenEpochStayInTheLogUntilItIsCommitted) {
   rig_->kill();
   lose_index_and_open();
   expect_points("the index made again");
+}
+
+TEST_F(SettlingTest, AbortedEpochsOfWhichNoRecordIsLeftAreForgotten) {
+  const MachineId machine = add_machine(1);
+  const auto aborted_ranges = [&] {
+    rig_->kill();
+    const auto index = Index::open(rig_->index_directory(), settling_options().index);
+    EXPECT_TRUE(index);
+    const auto aborted = (*index)->aborted(machine);
+    return aborted ? aborted->ranges_size() : 0;
+  };
+  std::uint64_t number = 0;
+  epochs(machine, 1, 2);
+  number = 2;
+  for (int i = 0; i < 10; ++i) {
+    begin(machine, ++number);
+    const auto kept = current_[machine];
+    write(machine, number, {{0, 8}, {300, 8}});
+    pb::EpochAbortRecord abort;
+    abort.set_number(number);
+    good(store().abort_epoch(machine, abort));
+    rig_->pump(true);
+    current_[machine] = kept;
+    epoch(machine, ++number);
+  }
+  settle();
+  EXPECT_EQ(store().stats().settler.aborts_forgotten, 0u);
+  epochs(machine, number + 1, number + 6);
+  std::vector<std::uint64_t> older;
+  for (const auto& [known, content] : points_[machine])
+    if (known <= number) older.push_back(known);
+  drop(machine, older);  // their segments go, and a history record tells of all ranges
+  epochs(machine, number + 7, number + 12);
+  drop(machine, {number + 1});  // the next one tells of none
+  EXPECT_GE(store().stats().settler.aborts_forgotten, 8u);
+  expect_points("forgotten");
+  EXPECT_LE(aborted_ranges(), 2);
+  good(rig_->open());
+  expect_points("opened again");
+  rig_->kill();
+  lose_index_and_open();
+  expect_points("the index made again");
+  settle();
+  EXPECT_EQ(store().find(machine)->next_epoch, EpochNumber(number + 13));
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ TEST_F(StoreSim, RandomHistoriesLoseNothingAndServeNothingWrong) {
     EXPECT_GT(all.crashes, seeds.count);
     EXPECT_GT(all.epochs_checked, 10 * seeds.count);
     EXPECT_GT(all.damage_found, seeds.count / 4);
+    EXPECT_GT(all.segments_kept, seeds.count / 4);
   }
 }
 
@@ -51,7 +52,7 @@ TEST_F(StoreSim, EveryCrashPointOfASmallHistory) {
   ASSERT_FALSE(whole.failure) << *whole.failure;
   ASSERT_EQ(whole.epochs_acked, 3u);
   StoreRun all;
-  for (std::uint64_t operation = 0; operation < whole.operations; ++operation) {
+  for (std::uint64_t operation = 0; operation < whole.disk_operations; ++operation) {
     const StoreRun run = run_small_history(7, operation);
     all.add(run);
     ASSERT_FALSE(run.failure) << "operation " << operation << ": " << *run.failure;

@@ -8,7 +8,7 @@
 namespace tidemark::storage {
 namespace {
 
-const Superblock kExample{.partition = PartitionId(3), .salt = 0xdeadbeef, .server_id = "5f2c0a"};
+const Superblock kExample{.partition = PartitionId(3), .salt = 0xdeadbeef, .server_id = "5f2c0a", .master_keys = {}};
 
 std::string with_checksum(std::string text) {
   char line[32];
@@ -42,7 +42,7 @@ TEST(Superblock, EveryFlippedBitIsFound) {
 
 TEST(Superblock, NewerFormatIsRefusedWithWhatToDo) {
   const auto read =
-      decode_superblock(with_checksum("tidemark partition\nformat = 2\nsomething = new\n"), "/srv/p0/partition");
+      decode_superblock(with_checksum("tidemark partition\nformat = 3\nsomething = new\n"), "/srv/p0/partition");
   ASSERT_FALSE(read);
   EXPECT_EQ(read.error().code, Code::unsupported);
   EXPECT_EQ(read.error().object, "/srv/p0/partition");

@@ -328,6 +328,23 @@ TEST_F(AgentSessionTest, TextsAreCleanedBeforeTheyAreSent) {
   EXPECT_TRUE(server.session.closed());
 }
 
+TEST_F(AgentSessionTest, ResendIsHandedOnAndNonsenseRefused) {
+  ASSERT_TRUE(say(FrameType::welcome, welcome()));
+  pb::Resend resend;
+  auto* range = resend.add_ranges();
+  range->set_disk(3);
+  range->set_first_granule(16);
+  range->set_granules(16);
+  ASSERT_TRUE(say(FrameType::resend, resend));
+  ASSERT_TRUE(say(FrameType::resend, pb::Resend{})) << "nothing is wanted any more";
+  ASSERT_EQ(agent->resends.size(), 2U);
+  EXPECT_EQ(agent->resends[0].ranges(0).first_granule(), 16U);
+  range->set_granules(0);
+  const auto refused = say(FrameType::resend, resend);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Code::protocol);
+}
+
 TEST_F(AgentSessionTest, ThrottleIsHandedOnAndOneWithoutEndRefused) {
   ASSERT_TRUE(say(FrameType::welcome, welcome()));
   pb::Throttle throttle;

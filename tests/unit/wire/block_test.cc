@@ -212,7 +212,8 @@ TEST(CheckBlocks, LiesInTheHeaderAreRefusedEvenWithAFittingHash) {
   EXPECT_TRUE(refused(raw, [](BlockHeader& h) { h.encoding = 1; })) << "zstd that saves nothing";
   EXPECT_TRUE(refused(raw, [](BlockHeader& h) { h.encoding = 2; }));
   EXPECT_TRUE(refused(raw, [](BlockHeader& h) { h.encoding = 3; }));
-  EXPECT_TRUE(refused(raw, [](BlockHeader& h) { h.reserved[2] = 1; }));
+  EXPECT_TRUE(refused(raw, [](BlockHeader& h) { h.reserved[1] = 1; }));
+  EXPECT_TRUE(refused(raw, [](BlockHeader& h) { h.flags = kSealedFlag; }));
   EXPECT_TRUE(refused(raw, [](BlockHeader& h) { h.stored_size = UINT32_MAX; }));
   EXPECT_TRUE(refused(zero, [](BlockHeader& h) { h.granules = 0; }));
   EXPECT_TRUE(refused(zero, [](BlockHeader& h) { h.encoding = 0; }));

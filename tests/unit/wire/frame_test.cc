@@ -72,7 +72,7 @@ TEST(Frame, UnknownTypesReservedBitsAndDisksOfControlFramesAreRefused) {
     seal(bytes);
     EXPECT_FALSE(decode_frame_header(bytes)) << at;
   }
-  for (const int type : {0, 25, 255}) {
+  for (const int type : {0, 26, 255}) {
     Bytes bytes = encoded(kExample);
     bytes[4] = static_cast<std::byte>(type);
     seal(bytes);

@@ -161,7 +161,7 @@ TEST_F(ServerSessionTest, ReplayedLostAndReorderedFramesAreFound) {
 TEST_F(ServerSessionTest, WhatOnlyAServerSendsIsRefused) {
   ASSERT_TRUE(say(FrameType::hello, hello()));
   for (const FrameType type : {FrameType::welcome, FrameType::disk_opened, FrameType::durable, FrameType::credit,
-                               FrameType::digest_reply, FrameType::throttle, FrameType::renew_reply,
+                               FrameType::digest_reply, FrameType::throttle, FrameType::resend, FrameType::renew_reply,
                                FrameType::epoch_begun, FrameType::enroll_request, FrameType::enroll_reply})
     expect_code(frame(type, {}), Code::protocol);
 }
@@ -446,6 +446,18 @@ TEST_F(ServerSessionTest, TimesAreTurnedIntoTheServersClockAndNeverLieInTheFutur
   expect_code(say(FrameType::epoch_commit, commit_message(3, INT64_MAX)), Code::protocol);
 }
 
+TEST_F(ServerSessionTest, TheWayOfHelloIsNoDifferenceOfClocks) {
+  pb::Hello late = hello();
+  late.set_clock_us(kStart - 30'000);  // it was on its way for 30 ms
+  ASSERT_TRUE(say(FrameType::hello, late));
+  EXPECT_EQ(server->session.clock_offset_us(), 0);
+  ASSERT_TRUE(open_disk());
+  clock.advance(std::chrono::seconds(10));
+  ASSERT_TRUE(begin(1));
+  ASSERT_TRUE(say(FrameType::epoch_commit, commit_message(1, kStart + 4'000'000)));
+  EXPECT_EQ(server->times, std::vector<WallMicros>{kStart + 4'000'000}) << "the moment that the agent took";
+}
+
 TEST_F(ServerSessionTest, AtMostSixteenCommitsWaitForDurable) {
   first_epoch();
   for (std::uint64_t epoch = 2; epoch < 18; ++epoch) {
@@ -521,6 +533,30 @@ TEST_F(ServerSessionTest, PingProgressRenewAndThrottleDoWhatTheySay) {
   expect_code(say(FrameType::renew_request, renew), Code::protocol);
   server->session.throttle(50, "the disk is slow");
   EXPECT_EQ(server->sent.back().first, FrameType::throttle);
+}
+
+TEST_F(ServerSessionTest, ResendGoesOnlyToAgentsThatUnderstandIt) {
+  pb::Resend resend;
+  resend.add_ranges()->set_granules(1);
+  EXPECT_FALSE(server->session.resend(resend)) << "too early";
+  auto first = hello();
+  first.clear_capabilities();
+  ASSERT_TRUE(say(FrameType::hello, first));
+  EXPECT_FALSE(server->session.resend(resend)) << "an older agent";
+  EXPECT_EQ(server->sent.back().first, FrameType::welcome);
+}
+
+TEST_F(ServerSessionTest, ResendIsSentToWhoAskedForIt) {
+  pb::Resend resend;
+  resend.add_ranges()->set_granules(1);
+  auto capable = hello();
+  capable.add_capabilities("of the future");
+  capable.add_capabilities(kCapabilityResend);
+  ASSERT_TRUE(say(FrameType::hello, capable));
+  EXPECT_TRUE(server->session.resend(resend));
+  EXPECT_EQ(server->sent.back().first, FrameType::resend);
+  ASSERT_TRUE(say(FrameType::goodbye, pb::Goodbye{}));
+  EXPECT_FALSE(server->session.resend(resend));
 }
 
 TEST_F(ServerSessionTest, ThrottleIsBoundedCleanAndOnlyForThoseWhoAreWelcome) {

@@ -220,6 +220,7 @@ class Agent final : public AgentSession::Events {
   std::vector<pb::OpenEpoch> progress;
   std::vector<Error> errors;
   std::vector<std::pair<std::uint32_t, std::string>> throttles;
+  std::vector<pb::Resend> resends;
   int welcomes = 0, digests = 0, goodbyes = 0, renewals = 0;
 
   void send(FrameType type, DiskId disk, std::span<const std::byte> payload, std::uint64_t frame_number) override {
@@ -241,6 +242,7 @@ class Agent final : public AgentSession::Events {
   void on_throttle(std::uint32_t pause_ms, const std::string& reason) override {
     throttles.emplace_back(pause_ms, reason);
   }
+  void on_resend(const pb::Resend& ranges) override { resends.push_back(ranges); }
   void on_renewed(const std::string&) override { ++renewals; }
   void on_server_error(const Error& error, std::uint32_t) override { errors.push_back(error); }
   void on_goodbye(const std::string&, std::uint32_t) override { ++goodbyes; }
