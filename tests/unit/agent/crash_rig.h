@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -45,6 +46,7 @@ class CrashRig {
     const std::string content = content_of(seed_);
     for (int i = 0; i < kFiles; ++i) std::ofstream(file(place_, i), std::ios::binary) << content;
     ::sync();
+    const std::uint64_t free_before = free_blocks();
     std::atomic<int> gone = 0;
     std::jthread deleter([&](const std::stop_token& stop) {
       for (int i = 0; i < kFiles && !stop.stop_requested(); ++i) {
@@ -53,7 +55,8 @@ class CrashRig {
         ::usleep(50);
       }
     });
-    while (gone < 20) ::usleep(100);
+    // Until some of the space is free in the file system's memory: XFS gives it back a while after the name is gone.
+    for (int i = 0; i < 20'000 && (gone < 20 || free_blocks() <= free_before); ++i) ::usleep(100);
     struct stat status{};
     ::stat(loop_.path().c_str(), &status);
     const auto facts = describe_block_device({}, status.st_rdev, loop_.path());
@@ -77,6 +80,11 @@ class CrashRig {
  private:
   static std::filesystem::path file(const std::filesystem::path& place, int number) {
     return place / ("f" + std::to_string(number));
+  }
+  std::uint64_t free_blocks() const {
+    struct statvfs space{};
+    ::statvfs(place_.c_str(), &space);
+    return space.f_bfree;
   }
   static std::string content_of(int seed) { return std::string(kFileSize, static_cast<char>('a' + seed % 26)); }
 
