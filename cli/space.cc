@@ -60,10 +60,20 @@ Outcome show_space(Context& context) {
   const json space = TIDEMARK_TRY(context.client.get("/v1/space"));
   if (context.json) return answer(context, space);
   using enum Table::Align;
-  Table table({{"NAME"}, {"DISKS", right}, {"STORED", right}, {"QUOTA", right}, {"GROWS BY", right}, {"HELD"}});
+  Table table({{"NAME"},
+               {"DISKS", right},
+               {"STORED", right},
+               {"IN LOG", right},
+               {"COLD", right},
+               {"INDEX", right},
+               {"QUOTA", right},
+               {"GROWS BY", right},
+               {"HELD"}});
   for (const json& machine : array_at(space, "machines"))
     table.add({or_dash(text_at(machine, "name")), size_at(machine, "logical_bytes"), size_at(machine, "stored_bytes"),
-               used_of(machine), size_at(machine, "growth_bytes_per_s") + "/s", held_of(machine)});
+               size_at(machine, "stored_log_bytes"), size_at(machine, "stored_cold_bytes"),
+               size_at(machine, "index_bytes"), used_of(machine), size_at(machine, "growth_bytes_per_s") + "/s",
+               held_of(machine)});
   table.print(context.out);
   context.out << '\n';
   if (const auto totals = space.find("totals"); totals != space.end() && totals->is_object()) {

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "server/admin_routes.h"
@@ -81,8 +82,22 @@ json partition_json(PartitionId id, const storage::Partition::Stats& stats) {
           {"index_bytes", stats.index.disk_bytes}};
 }
 
+// Where the bytes of a partition's machines are. On the caller's thread: the index may have to be read.
+void add_places(const storage::Partition& partition, std::map<MachineId, json>& to) {
+  const auto spaces = partition.machine_space();
+  std::vector<MachineId> machines;
+  machines.reserve(spaces.size());
+  for (const auto& space : spaces) machines.push_back(space.machine);
+  const auto index_bytes = partition.index_bytes(machines);
+  for (std::size_t i = 0; i < spaces.size(); ++i)
+    to[machines[i]] = {{"stored_log_bytes", spaces[i].stored_bytes - spaces[i].cold_bytes},
+                       {"stored_cold_bytes", spaces[i].cold_bytes},
+                       {"index_bytes", index_bytes[i]}};
+}
+
 Result<json> space_of_all(Node& node) {
   std::vector<MachineReport> machines;
+  std::map<MachineId, json> places;
   json partitions = json::array();
   json totals = {{"logical_bytes", 0}, {"stored_bytes", 0},  {"log_bytes", 0},  {"cold_bytes", 0},
                  {"reserve_bytes", 0}, {"garbage_bytes", 0}, {"index_bytes", 0}};
@@ -97,6 +112,7 @@ Result<json> space_of_all(Node& node) {
     for (const auto& host : shard->hosts()) {
       const auto partition = host->share();
       if (partition == nullptr) continue;
+      add_places(*partition, places);
       partitions.push_back(partition_json(host->id(), partition->stats()));
       for (auto& [key, total] : totals.items())
         if (partitions.back().contains(key))
@@ -109,6 +125,7 @@ Result<json> space_of_all(Node& node) {
   for (const auto& machine : machines) {
     totals["logical_bytes"] = totals["logical_bytes"].get<std::uint64_t>() + machine.space.logical_bytes;
     json one = space_to_json(machine.space);
+    if (const auto place = places.find(machine.id); place != places.end()) one.update(place->second);
     one["id"] = machine.id.to_string();
     one["name"] = machine.name;
     list.push_back(std::move(one));

@@ -32,7 +32,7 @@ namespace {
 
 constexpr char kRebuild[] = "it is made again from the log";
 
-constexpr std::uint64_t kLayout = 2;  // of keys and values; 1 had no bytes by volume and did not say what it is
+constexpr std::uint64_t kLayout = 3;  // of keys and values; 2 had the bytes of a volume in one count, 1 none
 
 bool has(rocksdb::CompressionType type) {
   const auto all = rocksdb::GetSupportedCompressions();
@@ -177,11 +177,12 @@ Status Index::Impl::load() {
     TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
   }
   for (it->Seek(slice(keys::Key(keys::Tag::stored))); it->Valid() && begins(it->key(), keys::Tag::stored); it->Next()) {
-    if (it->key().size() != 5 || it->value().size() != 8) {
+    if (it->key().size() != 5 || it->value().size() != 16) {
       return damaged("the index has a damaged volume count");
     }
-    stored[VolumeId(static_cast<std::uint32_t>(keys::read_big_endian(it->key().ToStringView().substr(1))))] =
-        keys::read_big_endian(it->value().ToStringView());
+    const std::string_view bytes = it->value().ToStringView();
+    stored[VolumeId(static_cast<std::uint32_t>(keys::read_big_endian(it->key().ToStringView().substr(1))))] = {
+        .log = keys::read_big_endian(bytes.substr(0, 8)), .cold = keys::read_big_endian(bytes.substr(8))};
   }
   TIDEMARK_TRY(it->status().ok() ? Status() : Status(error(it->status(), "be read")));
   // In order and once through: of clones that were dropped there may be many.
@@ -488,7 +489,7 @@ Index::Usage Index::usage() const {
   {
     const std::shared_lock lock(impl_->mutex);
     for (const auto& [segment, references] : impl_->live) ++(is_cold(segment) ? cold_segments : segments);
-    for (const auto& [volume, bytes] : impl_->stored) stored_bytes += bytes;
+    for (const auto& [volume, bytes] : impl_->stored) stored_bytes += bytes.total();
   }
   return {.deltas = property(rocksdb::DB::Properties::kEstimateNumKeys),
           .disk_bytes = property(rocksdb::DB::Properties::kTotalSstFilesSize),

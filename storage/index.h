@@ -6,7 +6,7 @@
 //   03                                    the layout: kLayout of index.cc; another one is made again
 //   10 | volume u32 | region u32 | ~lsn   deltas: one record's extents in one 1 MiB region, or several folded into one
 //   20 | segment u64                      live references (absolute count): extents, and records that are still needed
-//   21 | volume u32                       bytes of the blocks that the volume's deltas refer to
+//   21 | volume u32                       bytes of the blocks that the volume's deltas refer to: in the log, and cold
 //   22 | segment u64                      of a log segment that was left as it is: its live references then
 //   30 | machine 16 | ~epoch u64          EpochEntry of a committed epoch
 //   31 | machine 16                       OpenEpochEntry, if one is open
@@ -212,8 +212,12 @@ class Index {
     MachineId machine;
     std::uint64_t logical_bytes = 0;  // of all disks it has
     std::uint64_t stored_bytes = 0;
+    std::uint64_t cold_bytes = 0;  // of the stored ones; the rest is in the log
   };
   std::vector<MachineSpace> space() const;  // of every machine that is not removed
+  // About what the deltas of each take in the index, by RocksDB's estimate: in steps of a block of its tables, so that
+  // a small machine may have 0. May read from them.
+  std::vector<std::uint64_t> table_bytes(std::span<const MachineId> machines) const;
   // Counts everything again, and compares. Code::corrupt: which count is wrong. On the thread that changes it; reads
   // the whole index.
   Status check_counts() const;

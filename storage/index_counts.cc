@@ -17,10 +17,14 @@ std::uint64_t changed(std::uint64_t before, std::int64_t by) {
   return before + static_cast<std::uint64_t>(by);
 }
 
-template <typename Key>
-std::uint64_t count_of(const std::map<Key, std::uint64_t>& counts, Key key) {
+StoredBytes changed(const StoredBytes& before, const ByPlace<std::int64_t>& by) {
+  return {.log = changed(before.log, by.log), .cold = changed(before.cold, by.cold)};
+}
+
+template <typename Key, typename Count>
+Count count_of(const std::map<Key, Count>& counts, Key key) {
   const auto found = counts.find(key);
-  return found == counts.end() ? 0 : found->second;
+  return found == counts.end() ? Count() : found->second;
 }
 
 std::string describe(SegmentId segment) {
@@ -28,14 +32,19 @@ std::string describe(SegmentId segment) {
 }
 std::string describe(VolumeId volume) { return "volume " + std::to_string(volume.value()); }
 
+std::string text_of(std::uint64_t count) { return std::to_string(count); }
+std::string text_of(const StoredBytes& bytes) {
+  return std::to_string(bytes.log) + " bytes in the log and " + std::to_string(bytes.cold) + " cold";
+}
+
 // The first count that is not what it should be; empty: there is none.
-template <typename Key>
-std::string difference(const std::map<Key, std::uint64_t>& kept, const std::map<Key, std::uint64_t>& found) {
+template <typename Key, typename Count>
+std::string difference(const std::map<Key, Count>& kept, const std::map<Key, Count>& found) {
   std::string text;
   const auto compare = [&](Key key) {
-    const std::uint64_t is = count_of(kept, key), should = count_of(found, key);
+    const Count is = count_of(kept, key), should = count_of(found, key);
     if (text.empty() && is != should)
-      text = "of " + describe(key) + " it counts " + std::to_string(is) + ", and there are " + std::to_string(should);
+      text = "of " + describe(key) + " it counts " + text_of(is) + ", and there are " + text_of(should);
   };
   for (const auto& [key, value] : kept) compare(key);
   for (const auto& [key, value] : found) compare(key);
@@ -56,7 +65,8 @@ void CountChanges::add(VolumeId volume, const Delta& delta, int sign) {
   auto references = static_cast<std::int64_t>(delta.extents.size());
   if (planted(Planted::live_count_off_by_one) && sign < 0 && references > 1) --references;
   live[delta.segment] += sign * references;
-  stored[volume] += sign * static_cast<std::int64_t>(stored_bytes(delta));
+  auto& bytes = stored[volume];
+  (is_cold(delta.segment) ? bytes.cold : bytes.log) += sign * static_cast<std::int64_t>(stored_bytes(delta));
 }
 
 Counts Index::Impl::after(const CountChanges& changes) const {
@@ -73,8 +83,9 @@ rocksdb::Status Index::Impl::put(const Counts& counts, rocksdb::WriteBatch& batc
   }
   for (const auto& [volume, bytes] : counts.stored) {
     if (!status.ok()) break;
-    status = bytes != 0 ? batch.Put(slice(keys::stored(volume)), keys::encode_count(bytes))
-                        : batch.Delete(slice(keys::stored(volume)));
+    status = bytes.total() != 0 ? batch.Put(slice(keys::stored(volume)),
+                                            keys::encode_count(bytes.log) + keys::encode_count(bytes.cold))
+                                : batch.Delete(slice(keys::stored(volume)));
   }
   return status;
 }
@@ -82,7 +93,7 @@ rocksdb::Status Index::Impl::put(const Counts& counts, rocksdb::WriteBatch& batc
 void Index::Impl::take(const Counts& counts) {
   for (const auto& [segment, references] : counts.live) live[segment] = references;
   for (const auto& [volume, bytes] : counts.stored) {
-    if (bytes != 0) {
+    if (bytes.total() != 0) {
       stored[volume] = bytes;
     } else {
       stored.erase(volume);
@@ -92,7 +103,7 @@ void Index::Impl::take(const Counts& counts) {
 
 std::uint64_t Index::stored_bytes(VolumeId volume) const {
   const std::shared_lock lock(impl_->mutex);
-  return count_of(impl_->stored, volume);
+  return count_of(impl_->stored, volume).total();
 }
 
 std::vector<Index::MachineSpace> Index::space() const {
@@ -101,10 +112,32 @@ std::vector<Index::MachineSpace> Index::space() const {
   all.reserve(impl_->machines.size());
   for (const auto& [id, machine] : impl_->machines) {
     if (machine.record->removed()) continue;
-    MachineSpace& space = all.emplace_back(MachineSpace{.machine = id, .logical_bytes = 0, .stored_bytes = 0});
+    MachineSpace& space = all.emplace_back(MachineSpace{.machine = id});
     for (const pb::DiskRecord& disk : machine.record->disks()) {
       space.logical_bytes += disk.size();
-      space.stored_bytes += count_of(impl_->stored, VolumeId(disk.volume()));
+      const StoredBytes bytes = count_of(impl_->stored, VolumeId(disk.volume()));
+      space.stored_bytes += bytes.total();
+      space.cold_bytes += bytes.cold;
+    }
+  }
+  return all;
+}
+
+std::vector<std::uint64_t> Index::table_bytes(std::span<const MachineId> machines) const {
+  std::vector<std::uint64_t> all(machines.size());
+  rocksdb::SizeApproximationOptions options;
+  options.include_memtables = true;
+  for (std::size_t i = 0; i < machines.size(); ++i) {
+    const auto machine = impl_->find(machines[i]);
+    if (!machine) continue;
+    for (const pb::DiskRecord& disk : machine->record->disks()) {
+      const keys::Key begin = keys::Key(keys::Tag::delta).u32(disk.volume());
+      const std::string end = after_prefix(begin.view());
+      const rocksdb::Range range(slice(begin), end);
+      std::uint64_t bytes = 0;
+      const rocksdb::Status asked =
+          impl_->db->GetApproximateSizes(options, impl_->db->DefaultColumnFamily(), &range, 1, &bytes);
+      if (asked.ok()) all[i] += bytes;
     }
   }
   return all;
@@ -127,7 +160,8 @@ Result<Counts> Index::Impl::recount() const {
     for (std::string_view rest = it->value().ToStringView(); !rest.empty();) {
       TIDEMARK_TRY(take(rest, key, delta));
       counts.live[delta.segment] += delta.extents.size();
-      counts.stored[key.volume] += storage::stored_bytes(delta);
+      auto& bytes = counts.stored[key.volume];
+      (is_cold(delta.segment) ? bytes.cold : bytes.log) += storage::stored_bytes(delta);
     }
   }
   pb::EpochEntry entry;

@@ -51,7 +51,7 @@ struct Index::Impl {
   mutable std::shared_mutex mutex;
   std::unordered_map<MachineId, IndexedMachine> machines;
   std::map<SegmentId, std::uint64_t> live;
-  std::map<VolumeId, std::uint64_t> stored;  // never 0
+  std::map<VolumeId, StoredBytes> stored;  // never 0
   std::map<SegmentId, std::uint64_t> kept;
   std::vector<SegmentId> unreferenced;  // as of the last flush
   std::set<SegmentId> adding;           // what refers to them is on its way

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -181,6 +182,8 @@ class Partition {
 
   // Bytes by machine, as the index has them: a moment behind the log. See Index::space().
   std::vector<Index::MachineSpace> machine_space() const;
+  // Index::table_bytes(): may wait for the disk.
+  std::vector<std::uint64_t> index_bytes(std::span<const MachineId> machines) const;
   SpaceInfo space() const;  // of its file system, not older than a second or so
   // Index::check_counts(), between two commits.
   Status check_counts() const;

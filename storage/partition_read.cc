@@ -228,6 +228,9 @@ Result<pb::EpochEntry> Partition::point_at(const MachineId& machine, std::option
 }
 
 std::vector<Index::MachineSpace> Partition::machine_space() const { return impl_->index().space(); }
+std::vector<std::uint64_t> Partition::index_bytes(std::span<const MachineId> machines) const {
+  return impl_->index().table_bytes(machines);
+}
 
 SpaceInfo Partition::space() const {
   return {.total = impl_->total_bytes.load(std::memory_order_relaxed),

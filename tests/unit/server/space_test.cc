@@ -53,6 +53,9 @@ TEST_F(ServerSpace, WhatIsStoredIsToldEverywhere) {
   ASSERT_EQ(all["machines"].size(), 1u);
   EXPECT_EQ(all["machines"][0]["name"], "web1");
   EXPECT_EQ(all["machines"][0]["stored_bytes"], kStored);
+  EXPECT_EQ(all["machines"][0]["stored_log_bytes"], kStored);
+  EXPECT_EQ(all["machines"][0]["stored_cold_bytes"], 0);
+  EXPECT_TRUE(all["machines"][0]["index_bytes"].is_number_unsigned());
   EXPECT_EQ(all["totals"]["stored_bytes"], kStored);
   EXPECT_EQ(all["totals"]["logical_bytes"], 256_KiB);
   EXPECT_EQ(all["partitions"].size(), 2u);

@@ -138,8 +138,10 @@ TEST_F(SpaceTest, TheAccountsAreExactThroughAllThatHappensToABlock) {
   rig_->pump(true);
   expect_stored(stored, "an open epoch counts as well");
   commit(b, 1);
-  for (const auto& space : store().machine_space())
+  for (const auto& space : store().machine_space()) {
     EXPECT_EQ(space.logical_bytes, space.machine == a ? kDiskSize : 2 * kDiskSize);
+    EXPECT_EQ(space.cold_bytes, 0u);
+  }
   rig_->cut_power();
   good(rig_->open());
   expect_stored(stored, "after a power cut");
@@ -153,6 +155,13 @@ TEST_F(SpaceTest, TheAccountsAreExactThroughAllThatHappensToABlock) {
   ASSERT_GT(store().stats().settler.blocks_moved, 0u);
   ASSERT_GT(store().stats().cold_bytes, 0u);
   expect_stored(stored, "settled whole: every point shows another version");
+  std::uint64_t settled = 0;
+  for (const auto& space : store().machine_space()) {
+    EXPECT_LE(space.cold_bytes, space.stored_bytes);
+    settled += space.cold_bytes;
+  }
+  EXPECT_GT(settled, 0u);
+  EXPECT_LE(settled, store().stats().cold_bytes) << "there are headers and tables beside them";
 
   drop(a, 1, 19);
   rig_->clock().advance(std::chrono::microseconds(2 * kHour));
@@ -182,6 +191,20 @@ TEST_F(SpaceTest, TheAccountsAreExactThroughAllThatHappensToABlock) {
     cold += (*file)->size().value();
   }
   EXPECT_EQ(store().stats().cold_bytes, cold);
+}
+
+TEST_F(SpaceTest, WhatAMachineTakesInTheIndexIsAboutKnown) {
+  start();
+  const MachineId large = add_machine(1), small = add_machine(2);
+  for (std::uint64_t number = 1; number <= 600; ++number) epoch(large, number, {0, 40, 300, 500});
+  epoch(small, 1, {0});
+  good(rig_->close());
+  good(rig_->open());
+  const auto bytes = store().index_bytes(std::array{large, small, machine_id(9)});
+  EXPECT_GT(bytes[0], 1000u) << "compressed";
+  EXPECT_LT(bytes[0], 2400u * 100);
+  EXPECT_LE(bytes[1], bytes[0] / 2);
+  EXPECT_EQ(bytes[2], 0u) << "there is none";
 }
 
 TEST_F(SpaceTest, ABlockOfWhichAPartIsLeftCountsByThatPartOnceItWasMoved) {
