@@ -155,14 +155,15 @@ Result<Partition::Opened> Partition::open_with_index(FileSystem& files, const st
   RecoveryOptions recovery_options{.partition = id, .salt = superblock.salt, .mark = mark, .begin = {}, .released = {}};
   const bool from_the_begin = mark.segment == SegmentId();
   made_again = made_again || from_the_begin;
+  bool lost = !index_existed || !opened.index_rebuilt.empty();
   std::optional<ThreadTask> task;
   if (from_the_begin) task.emplace("td-rebuild");
   if (released) {
     if (from_the_begin) {
       recovery_options.begin = released->begin;
       recovery_options.released = released->segments;
-      const bool lost = !index_existed || !opened.index_rebuilt.empty();
-      TIDEMARK_TRY(begin_rebuild(files, directory, recovery_options, released->removed, impl->index(), lost, watch));
+      lost = TIDEMARK_TRY(
+          begin_rebuild(files, directory, recovery_options, released->removed, impl->index(), lost, watch));
     }
     impl->released = std::move(*released);
   } else {
@@ -182,8 +183,9 @@ Result<Partition::Opened> Partition::open_with_index(FileSystem& files, const st
   }
   if (from_the_begin && recovery.commits != 0) {
     TIDEMARK_TRY(check_begin(recovery, *impl->released, index_directory));
-    // One that is there and empty was made shortly before a crash: nothing out of the ordinary.
-    if (opened.index_rebuilt.empty() && !index_existed) opened.index_rebuilt = "it was missing";
+    // Of a young partition, one that is there and empty was made shortly before a crash: nothing out of the ordinary.
+    if (opened.index_rebuilt.empty() && lost)
+      opened.index_rebuilt = index_existed ? "the making of it was cut off" : "it was missing";
   }
   TIDEMARK_TRY(replay.finish());
   if (from_the_begin) TIDEMARK_TRY(impl->index().end_rebuild());

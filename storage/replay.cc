@@ -75,8 +75,8 @@ Status Replay::apply(std::uint64_t keep) {
   return index_.apply(batch);
 }
 
-Status begin_rebuild(FileSystem& files, const std::string& directory, const RecoveryOptions& options,
-                     const std::vector<MachineId>& removed, Index& index, bool lost, RebuildWatch& watch) {
+Result<bool> begin_rebuild(FileSystem& files, const std::string& directory, const RecoveryOptions& options,
+                           const std::vector<MachineId>& removed, Index& index, bool lost, RebuildWatch& watch) {
   const std::string cold = directory + "/cold";
   ColdManifest manifest(files, cold);
   const bool listed = TIDEMARK_TRY(manifest.load());
@@ -85,6 +85,7 @@ Status begin_rebuild(FileSystem& files, const std::string& directory, const Reco
                 "the index is lost, and the list of cold segments is missing while some are there",
                 "restore the data directory from a copy; nothing of it was changed");
   }
+  lost = lost || options.begin != SegmentId() || !options.released.empty() || !manifest.segments().empty();
   const std::uint64_t log_segments = TIDEMARK_TRY(count_log_segments(files, directory + "/log"));
   if (lost && log_segments != 0) watch.begin(2 * log_segments + manifest.segments().size());  // the log is read twice
   std::unordered_map<MachineId, pb::MachineRecord> machines;
@@ -111,7 +112,7 @@ Status begin_rebuild(FileSystem& files, const std::string& directory, const Reco
     const auto table = TIDEMARK_TRY(read_cold_table(*file, segment, options.partition, options.salt));
     TIDEMARK_TRY(index.add_cold(segment, table));
   }
-  return {};
+  return lost;
 }
 
 Status check_begin(const RecoveryResult& recovery, const Released& released, const std::string& index_directory) {

@@ -51,9 +51,10 @@ class Replay {
 };
 
 // Before the log is replayed from its begin into an empty index: the newest record of each machine, which may stand
-// behind blocks of it, and what the cold segments hold. `lost`: there was an index once.
-Status begin_rebuild(FileSystem& files, const std::string& directory, const RecoveryOptions& options,
-                     const std::vector<MachineId>& removed, Index& index, bool lost, RebuildWatch& watch);
+// behind blocks of it, and what the cold segments hold. `lost`: it is known that there was an index once; gives whether
+// there was, as segments that it took an index to settle or to give back tell, too.
+Result<bool> begin_rebuild(FileSystem& files, const std::string& directory, const RecoveryOptions& options,
+                           const std::vector<MachineId>& removed, Index& index, bool lost, RebuildWatch& watch);
 
 // A log that was walked from its begin began where it should.
 Status check_begin(const RecoveryResult& recovery, const Released& released, const std::string& index_directory);

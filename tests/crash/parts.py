@@ -92,6 +92,18 @@ class AdminSocket(http.client.HTTPConnection):
             raise RuntimeError(f"GET {target}: {response.status} {body[:300]!r}")
         return body
 
+    def await_openings(self, seconds=300):
+        """Until no partition is being opened any more: one whose index is made again takes its time."""
+        end = time.monotonic() + seconds
+        while True:
+            self.request("GET", "/v1/health")
+            body = self.getresponse().read()
+            if not any(partition["state"] in ("opening", "rebuilding") for partition in json.loads(body)["partitions"]):
+                return self
+            if time.monotonic() > end:
+                raise RuntimeError(f"partitions are still being opened after {seconds} s: {body[:300]!r}")
+            time.sleep(0.05)
+
     def metrics(self):
         """{name: sum over all labels}"""
         values = {}
@@ -181,7 +193,7 @@ class Server:
         return names
 
     def admin(self):
-        return AdminSocket(self.data / "admin.sock")
+        return AdminSocket(self.data / "admin.sock").await_openings()
 
     def cli(self, *arguments, check=True):
         return subprocess.run([self.binaries / "tidemark", *map(str, arguments), "--json", "--socket",

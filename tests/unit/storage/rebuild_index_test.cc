@@ -50,6 +50,30 @@ TEST_F(RebuildIndexTest, ItIsWholeAndShowsWhatTheFormerOneShowed) {
   expect_points("it goes on");
 }
 
+TEST_F(RebuildIndexTest, OneThatWasCutOffAtTheStartIsToldAndMadeAgain) {
+  const MachineId a = add_machine(1);
+  epochs(a, 1, 15);
+  settle();
+  good(rig_->close());
+  rig_->lose_index();
+  // What a start that was killed while it made it leaves: an index with nothing in it.
+  ASSERT_TRUE(Index::open(rig_->index_directory(), fixtures::settling_options().index));
+  good(rig_->open());
+  EXPECT_EQ(rig_->opened().index_rebuilt, "the making of it was cut off");
+  expect_points("made again");
+}
+
+TEST_F(RebuildIndexTest, AYoungOneThatIsEmptyAfterACrashIsNothingOutOfTheOrdinary) {
+  const MachineId a = add_machine(1);
+  epoch(a, 1);
+  rig_->cut_power();
+  rig_->lose_index();
+  ASSERT_TRUE(Index::open(rig_->index_directory(), fixtures::settling_options().index));
+  good(rig_->open());
+  EXPECT_EQ(rig_->opened().index_rebuilt, "");
+  expect_points("replayed");
+}
+
 TEST_F(RebuildIndexTest, WhatAnIndexShowsOtherwiseIsTold) {
   const MachineId a = add_machine(1);
   epochs(a, 1, 4);
