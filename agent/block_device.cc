@@ -52,7 +52,8 @@ void collect_tree(const OsPaths& os, const fs::path& folder, std::set<dev_t>& tr
 }
 
 std::string disk_identity(const fs::path& disk) {
-  if (const auto uuid = read_line(disk / "dm/uuid")) return "dm:" + *uuid;
+  if (const auto uuid = read_line(disk / "dm/uuid"); uuid && !uuid->empty()) return "dm:" + *uuid;
+  if (const auto name = read_line(disk / "dm/name")) return "dm-name:" + *name;
   if (const auto uuid = read_line(disk / "md/uuid")) return "md:" + *uuid;
   for (const char* place : {"wwid", "device/wwid"}) {
     if (const auto wwid = read_line(disk / place)) return "wwn:" + *wwid;

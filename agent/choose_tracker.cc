@@ -19,6 +19,14 @@ Result<std::unique_ptr<Tracker>> by_kernel(const Config& config, const MachineId
   return std::make_unique<EbpfTracker>(std::move(marks), clock);
 }
 
+// Nobody goes by them any more, and they cost each write a little.
+void remove_marks(const std::filesystem::path& pins) {
+  std::error_code error;
+  if (!std::filesystem::exists(pins, error)) return;
+  const auto removed = KernelMarks::unpin(pins);
+  spdlog::info("the kernel's marks of before are {}", removed ? "removed" : "left: " + removed.error().message());
+}
+
 }  // namespace
 
 std::filesystem::path pins_of(const Config& config, const MachineId& machine) {
@@ -28,19 +36,22 @@ std::filesystem::path pins_of(const Config& config, const MachineId& machine) {
 Result<ChosenTracker> choose_tracker(const Config& config, const MachineId& machine, const std::string& boot_id,
                                      SourceSet& sources, bool once, const Clock& clock) {
   std::string why = "the configuration says so";
+  bool again = false;
   if (config.tracking != Tracking::digests) {
     std::error_code error;
     if (config.tracking == Tracking::automatic && once && !std::filesystem::exists(pins_of(config, machine), error)) {
       why = "a single sync leaves nothing in the kernel";
     } else {
       auto tracker = by_kernel(config, machine, boot_id, sources, clock);
-      if (tracker) return ChosenTracker{std::move(*tracker), {}};
+      if (tracker) return ChosenTracker{std::move(*tracker), {}, false};
       if (config.tracking == Tracking::ebpf) return std::unexpected(std::move(tracker).error());
       why = tracker.error().message();
+      again = true;
     }
   }
   spdlog::info("tracking=digests why=\"{}\"", why);
-  return ChosenTracker{std::make_unique<DigestComparison>(), why};
+  remove_marks(pins_of(config, machine));
+  return ChosenTracker{std::make_unique<DigestComparison>(), why, again};
 }
 
 }  // namespace tidemark::agent

@@ -16,7 +16,8 @@ namespace tidemark::agent {
 
 struct ChosenTracker {
   std::unique_ptr<Tracker> tracker;
-  std::string why;  // not by the kernel: a sentence
+  std::string why;     // not by the kernel: a sentence
+  bool again = false;  // what the kernel refused may be had later
 };
 
 // `sources` are open. `once`: what is pinned is used, but nothing is left behind that was not there, unless the

@@ -171,8 +171,15 @@ Status do_protect(const StateDir& dir, const ProtectCommand& command, bool json)
       disk["size"] = (*source)->size();
       text += fmt::format("{}  {}  {}  {}\n", disks[i], to_string((*source)->kind()), size_text((*source)->size()),
                           (*source)->identity());
+      disk["untracked"] = nullptr;
+      const auto tracked = describe_tracked({}, disks[i], (*source)->identity(), (*source)->size());
+      if (config.tracking != Tracking::digests && !tracked) {
+        disk["untracked"] = tracked.error().what;
+        text += fmt::format("    its writes cannot be tracked, so all disks are compared again and again: {}\n",
+                            tracked.error().what);
+      }
     } else {
-      disk["identity"] = disk["kind"] = disk["size"] = nullptr;
+      disk["identity"] = disk["kind"] = disk["size"] = disk["untracked"] = nullptr;
       text += fmt::format("{}  {}\n", disks[i], source.error().what);
     }
     listed.push_back(std::move(disk));

@@ -20,6 +20,7 @@ std::string why_missed(std::uint64_t missed) {
   add(TRACK_MISSED_IN_FLIGHT, "too many writes in flight");
   add(TRACK_MISSED_GENERATION, "cuts in too quick succession");
   add(TRACK_MISSED_NESTED, "interrupts within interrupts");
+  add(TRACK_MISSED_TABLE, "device mapper shows something else than before, or cannot be asked");
   return "writes may have been missed: " + why;
 }
 
@@ -77,6 +78,7 @@ Status EbpfTracker::drain() {
 // Something may have changed without a mark: the sets are worth nothing from here on, until everything was read.
 bool EbpfTracker::lost() {
   track_control& control = marks_->control();
+  marks_->look_at_tables();
   const auto skipped = marks_->skipped();
   if (!skipped) {
     spdlog::warn("tracking: {}", skipped.error().message());
@@ -212,6 +214,10 @@ std::uint64_t EbpfTracker::hits(std::size_t disk, const GranuleRange& range) con
 }
 
 bool EbpfTracker::sound() { return !lost() && !doubted_; }
+
+std::string EbpfTracker::why_lost() {
+  return lost() ? why_missed(__atomic_load_n(&marks_->control().missed, __ATOMIC_SEQ_CST)) : std::string();
+}
 
 void EbpfTracker::sent(EpochNumber epoch) {
   if (provable_) marks_->control().pending_epoch = epoch.value();

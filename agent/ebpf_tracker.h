@@ -33,6 +33,7 @@ class EbpfTracker final : public Tracker {
   std::vector<GranuleRange> next(std::size_t& disk, std::uint64_t granules_max) override;
   std::uint64_t hits(std::size_t disk, const GranuleRange& range) const override;
   bool sound() override;
+  std::string why_lost() override;
   void sent(EpochNumber epoch) override;
   void durable(EpochNumber epoch) override;
   void failed() override;

@@ -106,7 +106,8 @@ Result<Decision> Engine::read_cuts(Link& link, Pass& pass, DigestFeed* feed, Epo
     pass.report.hits += hits;
     pass.report.cut_us = tracker_.cut_us();
     const bool exact = hits == 0 && tracker_.sound();
-    const bool patient = clock_.monotonic() - from < options_.cut_patience;
+    const std::string why_lost = exact ? std::string() : tracker_.why_lost();
+    const bool patient = clock_.monotonic() - from < options_.cut_patience && why_lost.empty();
     // A point that was asked for is cut while everything stands still that is to, even where it would not need it.
     const bool too_early = (wish.application && !pass.report.hooks_ran) || (wish.own_epoch && wish.freeze && !froze);
     if (patient && (!exact || too_early)) continue;
@@ -133,6 +134,7 @@ Result<Decision> Engine::read_cuts(Link& link, Pass& pass, DigestFeed* feed, Epo
                       {},
                       false};
     }
+    if (!why_lost.empty()) return Decision{Consistency::fuzzy, why_lost, "the next epoch compares everything", false};
     std::string reason =
         fmt::format("no exact cut in {} rounds: {} of {} blocks were written to while the last one was read",
                     pass.report.rounds, hits, before);

@@ -2,7 +2,10 @@
 #include "agent/kernel_marks.h"
 
 #include <bpf/bpf.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -14,6 +17,7 @@
 #include <thread>
 #include <tuple>
 
+#include "agent/device_mapper.h"
 #include "agent/pins.h"
 #include "agent/text_file.h"
 #include "base/check.h"
@@ -27,6 +31,7 @@ namespace {
 
 constexpr auto kSettleLimit = std::chrono::seconds(10);  // the program runs for microseconds
 
+constexpr Sha256 kUnknownTable{};
 constexpr std::uint64_t kSector = 512;
 constexpr std::uint64_t kGranuleSectors = limits::kGranuleSize / kSector;
 
@@ -36,6 +41,13 @@ T seen(const T& value) {
 }
 
 }  // namespace
+
+Sha256 digest_of(const TrackedDisk& disk) {
+  Sha256Stream digest;
+  digest.update(std::as_bytes(std::span(disk.identity)));
+  if (disk.table) digest.update(*disk.table);
+  return digest.finish();
+}
 
 KernelMarks::Mapping::~Mapping() {
   if (at != nullptr) ::munmap(at, size);
@@ -65,25 +77,37 @@ Result<std::unique_ptr<KernelMarks>> KernelMarks::open(const fs::path& pins, con
   std::error_code error;
   std::string why_new = "nothing was tracked before";
   if (fs::exists(pins, error)) {
+    TIDEMARK_TRY(marks->lock(pins));
     if (auto adopted = marks->adopt(pins, disks, boot_id)) {
       marks->adopted_ = true;
       return marks;
     } else {
       why_new = adopted.error().what;
     }
-    TIDEMARK_TRY(unpin(pins));
     marks.reset(new KernelMarks);
+    TIDEMARK_TRY(unpin(pins));
   }
   if (auto loaded = load(pins, disks, boot_id); !loaded) {
     (void)unpin(pins);  // the first error is the one to tell; half of it is never adopted
     return std::unexpected(std::move(loaded).error());
   }
+  TIDEMARK_TRY(marks->lock(pins));
   TIDEMARK_TRY(marks->adopt(pins, disks, boot_id));
   marks->why_new_ = why_new;
   return marks;
 }
 
 KernelMarks::~KernelMarks() = default;
+
+// Two who use the same marks would forget what the other has yet to send.
+Status KernelMarks::lock(const fs::path& pins) {
+  lock_ = FileDescriptor(::open(pins.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock_) return fail_errno(errno, pins.string(), "open");
+  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) == 0) return {};
+  if (errno != EWOULDBLOCK) return fail_errno(errno, pins.string(), "lock");
+  return fail(Code::unavailable, pins.string(), "another agent of the same machine tracks its disks",
+              "stop that one; a second agent on a machine enrols under a name of its own");
+}
 
 std::unique_ptr<KernelMarks> KernelMarks::over(const Memory& memory, const std::vector<std::uint64_t>& sizes) {
   std::unique_ptr<KernelMarks> made(new KernelMarks);
@@ -121,15 +145,15 @@ Status KernelMarks::adopt(const fs::path& pins, const std::vector<TrackedDisk>& 
   std::vector<std::uint64_t> sizes;
   for (std::size_t i = 0; i < disks.size(); ++i) {
     const auto& was = control_->disk[i];
-    const auto identity = sha256(disks[i].identity);
     if (was.device != disks[i].device || was.diskseq != disks[i].diskseq || was.size != disks[i].size ||
         was.first_sector != disks[i].first_sector ||
-        std::memcmp(was.identity, identity.data(), TRACK_IDENTITY_SIZE) != 0) {
-      return other(disks[i].path + " is another disk than before, or of another size");
+        std::memcmp(was.identity, digest_of(disks[i]).data(), TRACK_IDENTITY_SIZE) != 0) {
+      return other(disks[i].path + " is another disk than before, of another size, or mapped anew");
     }
     sizes.push_back(disks[i].size);
     stretches_.push_back({number_of_disk(disks[i].device), disks[i].first_sector, disks[i].size / kSector});
   }
+  tracked_ = disks;
   lay_out(sizes);
   if (control_->words != words_) return other("the marks are of another layout");
   TIDEMARK_TRY(marks_map_.map(pins / "marks", sizeof(std::uint64_t), TRACK_SETS * words_));
@@ -152,6 +176,20 @@ Status KernelMarks::adopt(const fs::path& pins, const std::vector<TrackedDisk>& 
     links_.push_back(std::move(link));
   }
   return {};
+}
+
+void KernelMarks::look_at_tables() {
+  for (std::size_t i = 0; i < tracked_.size(); ++i) {
+    TrackedDisk& disk = tracked_[i];
+    if (!disk.table) continue;
+    const auto table = digest_of_table(disk.device, disk.path);
+    if (table && *table == *disk.table) continue;
+    if (!table && *disk.table != kUnknownTable) spdlog::warn("tracking: {}", table.error().message());
+    // First this, then what the next agent compares with: it finds one or the other.
+    __atomic_fetch_or(&control_->missed, TRACK_MISSED_TABLE, __ATOMIC_SEQ_CST);
+    disk.table = table ? *table : kUnknownTable;
+    std::memcpy(control_->disk[i].identity, digest_of(disk).data(), TRACK_IDENTITY_SIZE);
+  }
 }
 
 unsigned KernelMarks::collecting() const { return static_cast<unsigned>(seen(control_->generation) & 1); }

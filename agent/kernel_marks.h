@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "agent/file_descriptor.h"
 #include "agent/os_paths.h"
 #include "base/clock.h"
+#include "base/crypto.h"
 #include "base/planted.h"
 #include "base/status.h"
 
@@ -31,6 +33,7 @@ struct TrackedDisk {
   std::uint64_t diskseq = 0;  // a number that the kernel gives once: another one is another disk, or the same one anew
   std::uint64_t size = 0;     // bytes
   std::uint64_t first_sector = 0;
+  std::optional<Sha256> table;  // of device mapper: agent/device_mapper.h
 };
 // unsupported, with the reason, for what cannot be tracked: regular files, disks with DAX, multipath heads of NVMe.
 Result<TrackedDisk> describe_tracked(const OsPaths& os, const std::string& path, const std::string& identity,
@@ -39,8 +42,8 @@ Result<TrackedDisk> describe_tracked(const OsPaths& os, const std::string& path,
 class KernelMarks {
  public:
   // What is pinned at `pins` when it is of this boot, this version and these disks; else it is replaced by a new one,
-  // which knows nothing. permission_denied without the privilege, unsupported on a kernel that cannot, each with what
-  // to do.
+  // which knows nothing. permission_denied without the privilege, unsupported on a kernel that cannot, unavailable
+  // while another agent has it, each with what to do.
   static Result<std::unique_ptr<KernelMarks>> open(const std::filesystem::path& pins,
                                                    const std::vector<TrackedDisk>& disks, const std::string& boot_id);
   // Over plain memory, where the caller does what the kernel's program would: for tests. All of it outlives this, as
@@ -54,7 +57,7 @@ class KernelMarks {
     std::span<track_carried> carried;
   };
   static std::unique_ptr<KernelMarks> over(const Memory& memory, const std::vector<std::uint64_t>& sizes);
-  // Nothing is tracked any more. Not an error when nothing was.
+  // Nothing is tracked any more. Not an error when nothing was; unavailable while an agent has it.
   static Status unpin(const std::filesystem::path& pins);
   ~KernelMarks();
   KernelMarks(const KernelMarks&) = delete;
@@ -97,8 +100,13 @@ class KernelMarks {
   };
   Result<Skipped> skipped();
 
+  // Sets TRACK_MISSED_TABLE when a device of device mapper has got another table since the last look, or its table
+  // cannot be read.
+  void look_at_tables();
+
  private:
   KernelMarks() = default;
+  Status lock(const std::filesystem::path& pins);
   Status adopt(const std::filesystem::path& pins, const std::vector<TrackedDisk>& disks, const std::string& boot_id);
   static Status load(const std::filesystem::path& pins, const std::vector<TrackedDisk>& disks,
                      const std::string& boot_id);
@@ -130,10 +138,12 @@ class KernelMarks {
   std::span<track_bucket> in_flight_;
   std::span<track_carried> carried_;
   std::vector<Stretch> stretches_;
+  std::vector<TrackedDisk> tracked_;
   std::vector<std::uint64_t> first_word_, granules_;  // of each disk
   std::uint64_t words_ = 0;                           // of one set
   // Links are held as well as pinned: whatever happens to the pins, it tracks as long as this lives.
   std::vector<FileDescriptor> programs_, links_;
+  FileDescriptor lock_;  // the folder of the pins
   bool adopted_ = false;
   std::string why_new_;
 };

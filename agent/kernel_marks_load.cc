@@ -23,6 +23,7 @@
 
 #include "agent/block_device.h"
 #include "agent/bpf/track.skel.h"
+#include "agent/device_mapper.h"
 #include "agent/kernel_marks.h"
 #include "agent/pins.h"
 #include "agent/text_file.h"
@@ -73,6 +74,8 @@ std::unexpected<Error> bpf_failed(int error_number, const std::string& doing) {
   auto error = fail_errno(error_number, "tracking", doing);
   if (error_number == EPERM || error_number == EACCES) {
     error.error().remedy = "run the agent as root, or set tracking = \"digests\"";
+  } else if (error_number == ENOMEM) {
+    error.error().remedy = "the marks take 96 MiB of the kernel's memory for each TiB: free some, or protect less";
   } else {
     error.error().code = Code::unsupported;
     error.error().remedy = "it takes Linux 6.1 or newer with BTF; tracking = \"digests\" works without";
@@ -117,8 +120,7 @@ track_control first_control(const std::vector<TrackedDisk>& disks, const std::st
     disk.diskseq = disks[i].diskseq;
     disk.size = disks[i].size;
     disk.first_sector = disks[i].first_sector;
-    const auto identity = sha256(disks[i].identity);
-    std::memcpy(disk.identity, identity.data(), TRACK_IDENTITY_SIZE);
+    std::memcpy(disk.identity, digest_of(disks[i]).data(), TRACK_IDENTITY_SIZE);
   }
   return control;
 }
@@ -196,6 +198,8 @@ Status KernelMarks::load(const fs::path& pins, const std::vector<TrackedDisk>& d
 Status KernelMarks::unpin(const fs::path& pins) {
   std::error_code error;
   if (!fs::exists(pins, error)) return {};
+  KernelMarks mine;
+  TIDEMARK_TRY(mine.lock(pins));
   fs::remove_all(pins, error);
   if (error) return fail_errno(error.value(), pins.string(), "remove what is pinned");
   return {};
@@ -235,10 +239,7 @@ Result<TrackedDisk> describe_tracked(const OsPaths& os, const std::string& path,
     return fail(Code::unsupported, path, "it is written to by the processor directly (DAX), which nothing sees",
                 "set tracking = \"digests\"");
   }
-  if (fs::exists(disk / "dm", error)) {
-    return fail(Code::unsupported, path, "device mapper cuts writes into parts in a way that cannot be followed",
-                "protect the disk below it, or set tracking = \"digests\"");
-  }
+  if (fs::exists(disk / "dm", error)) tracked.table = TIDEMARK_TRY(digest_of_table(facts.disk_device, path));
   for (const auto& holder : fs::directory_iterator(disk / "holders", error)) {
     const auto uuid = read_text_file(holder.path() / "dm/uuid");
     if (uuid && uuid->starts_with("mpath-"))

@@ -1,4 +1,4 @@
-// Names under which the tracking is pinned, and how the kernel numbers disks. Private to kernel_marks*.cc.
+// Names under which the tracking is pinned, and how disks are told from each other. Private to kernel_marks*.cc.
 #pragma once
 
 #include <sys/sysmacros.h>
@@ -6,12 +6,17 @@
 
 #include <cstdint>
 
+#include "agent/kernel_marks.h"
+
 namespace tidemark::agent {
 
 // In the kernel: twelve bits of major, twenty of minor.
 inline std::uint32_t number_of_disk(dev_t device) {
   return static_cast<std::uint32_t>(major(device)) << 20 | static_cast<std::uint32_t>(minor(device));
 }
+
+// Of the identity and, of device mapper, the table.
+Sha256 digest_of(const TrackedDisk& disk);
 
 inline constexpr const char* kPinnedMaps[] = {"control", "counters",  "marks",  "disks",
                                               "windows", "in_flight", "carried"};

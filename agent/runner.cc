@@ -56,6 +56,7 @@ class Runner {
   std::string release_held();
   HookSettings hooks() const;
   Status add_new_disks();
+  Result<ChosenTracker> choose_tracker();
   Status make_engine();
   void show_tracking();
   Status serve(Link& link);  // until the link ends (no error), the work is done, or nothing helps
@@ -86,8 +87,9 @@ class Runner {
   std::vector<std::string> paths_;  // of what is protected
   std::unique_ptr<SourceSet> sources_;
   std::unique_ptr<Tracker> tracker_;
-  std::uint64_t tracked_generation_ = 0;  // of the disks that it was made for
-  std::string untracked_why_;             // why it is not the kernel
+  std::uint64_t tracked_generation_ = 0;   // of the disks that it was made for
+  std::string untracked_why_;              // why it is not the kernel
+  std::optional<SteadyTime> track_again_;  // when it is asked again
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Audit> audit_;  // with tracking
 
@@ -194,17 +196,30 @@ Status Runner::add_new_disks() {
   return {};
 }
 
-// Anew when the disks are other ones than before.
+Result<ChosenTracker> Runner::choose_tracker() {
+  auto chosen = TIDEMARK_TRY(options_.choose(config_, machine_, boot_id_, *sources_, options_.once, clock_));
+  track_again_.reset();
+  if (chosen.again) track_again_ = clock_.monotonic() + options_.track_again;
+  return chosen;
+}
+
+// Anew when the disks are other ones than before, or the kernel can track them by now.
 Status Runner::make_engine() {
   TIDEMARK_TRY(add_new_disks());
   // A disk that cannot be had is for sync() to tell.
   const bool opened = sources_->refresh().has_value();
-  if (engine_ && (!opened || sources_->generation() == tracked_generation_)) return {};
+  bool same = engine_ && (!opened || sources_->generation() == tracked_generation_);
+  ChosenTracker chosen;
+  if (same && opened && track_again_ && clock_.monotonic() >= *track_again_) {
+    chosen = TIDEMARK_TRY(choose_tracker());
+    same = !chosen.tracker->exact();
+  }
+  if (same) return {};
   audit_.reset();
   engine_.reset();
   tracker_.reset();
   if (opened) {
-    auto chosen = TIDEMARK_TRY(options_.choose(config_, machine_, boot_id_, *sources_, options_.once, clock_));
+    if (!chosen.tracker) chosen = TIDEMARK_TRY(choose_tracker());
     tracker_ = std::move(chosen.tracker);
     untracked_why_ = std::move(chosen.why);
     tracked_generation_ = sources_->generation();

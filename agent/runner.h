@@ -21,11 +21,12 @@ namespace tidemark::agent {
 
 struct RunOptions {
   bool once = false;
-  bool want_point = true;                              // once: a fuzzy epoch is followed by more tries
-  std::chrono::seconds retry_for{60};                  // once: without an answer of the server
-  bool bar = false;                                    // draw a progress bar on stderr
-  decltype(&choose_tracker) choose = &choose_tracker;  // another one in tests
-  UnusedSpace unused;                                  // for tests: in place of what the disks say
+  bool want_point = true;                                            // once: a fuzzy epoch is followed by more tries
+  std::chrono::seconds retry_for{60};                                // once: without an answer of the server
+  bool bar = false;                                                  // draw a progress bar on stderr
+  decltype(&choose_tracker) choose = &choose_tracker;                // another one in tests
+  std::chrono::milliseconds track_again = std::chrono::minutes(10);  // what the kernel refused is tried again so often
+  UnusedSpace unused;                                                // for tests: in place of what the disks say
   // For tests: in place of the disks there are.
   std::function<Result<std::vector<std::string>>()> whole_disks = [] { return list_whole_disks({}); };
 };

@@ -64,6 +64,8 @@ class Tracker {
   virtual std::uint64_t hits(std::size_t disk, const GranuleRange& range) const = 0;
   // Nothing can have escaped since the last cut.
   virtual bool sound() = 0;
+  // Why what is marked is worth nothing until everything was read; empty: it is worth something.
+  virtual std::string why_lost() { return {}; }
 
   virtual void sent(EpochNumber epoch) = 0;
   virtual void durable(EpochNumber epoch) = 0;

@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define TRACK_VERSION 3u /* of this layout and of what the program does: another one is not gone on with */
+#define TRACK_VERSION 4u /* of this layout and of what the program does: another one is not gone on with */
 #define TRACK_SETS 3u
 #define TRACK_TAKEN_SET 2u
 #define TRACK_DISKS_MAX 64u
@@ -26,6 +26,7 @@
 #define TRACK_MISSED_IN_FLIGHT 8ull   /* more writes in flight than can be remembered */
 #define TRACK_MISSED_GENERATION 16ull /* the generation changed again and again */
 #define TRACK_MISSED_NESTED 32ull     /* the kernel skipped programs in an interrupt (set by the agent) */
+#define TRACK_MISSED_TABLE 64ull      /* device mapper shows something else (set by the agent) */
 
 /* A protected disk or partition: a stretch of a whole disk. */
 struct track_window {

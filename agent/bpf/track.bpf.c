@@ -9,7 +9,8 @@
  * certain processes (docs/agent.md). A write that ends without having been submitted is a miss.
  *
  * Every bio is seen at block_bio_queue, and at block_bio_remap where it is passed on to another disk. A part that is split
- * off is seen at block_split and remembered for itself, before what is left can end. The end of a bio comes with the
+ * off is seen at block_split and remembered for itself, before what is left can end. Device mapper shows there what is left,
+ * and the bio ends when all of it is done: what is remembered of it stays. The end of a bio comes with the
  * request that it became part of, at block_rq_complete, or at block_bio_complete where it became part of none. Commands
  * past the block layer are requests without any of this.
  *
@@ -291,6 +292,18 @@ static __always_inline bool forget(struct track_counters *mine, __u64 key) {
   return known;
 }
 
+static __always_inline bool is_remembered_within(__u64 bio, const struct track_place *place) {
+  struct track_bucket *bucket = bucket_of(bio);
+  if (!bucket) return false;
+  for (__u32 i = 0; i < TRACK_SLOTS; ++i) {
+    if (*(volatile __u64 *)&bucket->bio[i] != bio) continue;
+    const struct track_place *whole = &bucket->place[i];
+    return whole->disk == place->disk && whole->sector <= place->sector &&
+           place->sector + (place->bytes >> SECTOR_SHIFT) <= whole->sector + (whole->bytes >> SECTOR_SHIFT);
+  }
+  return false;
+}
+
 static __always_inline void split_off(struct bio *part) {
   if ((part->bi_opf & 1) == 0) return;
   struct track_counters *mine = of_this_cpu();
@@ -299,7 +312,8 @@ static __always_inline void split_off(struct bio *part) {
   if (!mine || !bpf_map_lookup_elem(&disks, &place.disk)) return;
   place.sector = part->bi_iter.bi_sector;
   place.bytes = part->bi_iter.bi_size;
-  remember(number_for(part, mine, SPLIT_1), &place, true);
+  __u64 key = number_for(part, mine, SPLIT_1);
+  if (!is_remembered_within(key, &place)) remember(key, &place, true);
 }
 
 static __always_inline void bio_ended(struct bio *bio) {

@@ -185,7 +185,7 @@ def base_image():
 # A machine with systemd, which boots from a kernel that it is given.
 SYSTEMD_SIZE = 768 * MIB
 SYSTEMD_PACKAGES = ("systemd-sysv", "udev", "util-linux", "e2fsprogs", "iproute2", "kmod", "libspdlog1.10", "libfmt9", "libprotobuf32",
-                    "libbpf1", "libzstd1", "libssl3", "libxxhash0", "libtomlplusplus3", "sg3-utils")
+                    "libbpf1", "libzstd1", "libssl3", "libxxhash0", "libtomlplusplus3", "sg3-utils", "dmsetup")
 # What an emulated machine is quicker without.
 SYSTEMD_WITHOUT = ("serial-getty@ttyS0.service", "getty@tty1.service", "getty-static.service", "timers.target", "e2scrub_reap.service",
                    "systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket")

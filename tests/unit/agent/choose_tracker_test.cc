@@ -89,6 +89,24 @@ TEST_F(ChooseTrackerTest, TheKernelWhereItCanAndASingleSyncUsesWhatIsThere) {
   EXPECT_EQ(again->tracker->since_us(), since);
 }
 
+TEST_F(ChooseTrackerTest, WithDigestsNothingIsLeftInTheKernel) {
+  LoopDevice loop(dir_, "disk", 4 << 20);
+  SKIP_WITHOUT_LOOP(loop);
+  if (!mount_bpffs()) GTEST_SKIP() << "no BPF file system can be mounted here";
+  ASSERT_TRUE(choose(Tracking::automatic, {loop.path()}));
+  ASSERT_TRUE(std::filesystem::exists(pins()));
+  const auto chosen = choose(Tracking::automatic, {loop.path(), file()});
+  ASSERT_TRUE(chosen) << chosen.error().message();
+  EXPECT_FALSE(chosen->tracker->exact());
+  EXPECT_TRUE(chosen->again) << "the file may be taken off the list";
+  EXPECT_FALSE(std::filesystem::exists(pins()));
+  ASSERT_TRUE(choose(Tracking::automatic, {loop.path()}));
+  const auto configured = choose(Tracking::digests, {loop.path()});
+  ASSERT_TRUE(configured);
+  EXPECT_FALSE(configured->again);
+  EXPECT_FALSE(std::filesystem::exists(pins()));
+}
+
 TEST_F(ChooseTrackerTest, OneDiskThatCannotBeTrackedMeansDigestsForAllOfThem) {
   LoopDevice loop(dir_, "disk", 4 << 20);
   SKIP_WITHOUT_LOOP(loop);

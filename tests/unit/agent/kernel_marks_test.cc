@@ -63,6 +63,7 @@ class KernelMarksTest : public testing::Test {
   void track(const std::vector<std::string>& paths) {
     std::vector<TrackedDisk> disks;
     for (const std::string& path : paths) disks.push_back(describe(path));
+    marks_.reset();
     auto opened = KernelMarks::open(pins(), disks, kBoot);
     ASSERT_TRUE(opened) << opened.error().message();
     marks_ = std::move(*opened);
@@ -400,6 +401,7 @@ TEST_F(KernelMarksTest, MarksOfAnotherBootOrOtherDisksAreNotTakenUp) {
   SKIP_WITHOUT_LOOP(other);
   track({loop_.path()});
   write(0, 1, 8);
+  marks_.reset();
   marks_ = std::move(*KernelMarks::open(pins(), {describe(loop_.path())}, std::string(16, 'c')));
   EXPECT_FALSE(marks_->adopted());
   EXPECT_NE(marks_->why_new().find("another boot"), std::string::npos) << marks_->why_new();
@@ -412,9 +414,22 @@ TEST_F(KernelMarksTest, MarksOfAnotherBootOrOtherDisksAreNotTakenUp) {
   // The same path, another disk: the kernel gave it a number of its own.
   auto disk = describe(other.path());
   disk.diskseq += 1;
+  marks_.reset();
   marks_ = std::move(*KernelMarks::open(pins(), {describe(loop_.path()), disk}, kBoot));
   EXPECT_FALSE(marks_->adopted());
   EXPECT_NE(marks_->why_new().find("another disk"), std::string::npos) << marks_->why_new();
+}
+
+TEST_F(KernelMarksTest, TwoAgentsDoNotUseTheSameMarks) {
+  track({loop_.path()});
+  const auto second = KernelMarks::open(pins(), {describe(loop_.path())}, kBoot);
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().code, Code::unavailable) << second.error().message();
+  EXPECT_EQ(KernelMarks::unpin(pins()).error().code, Code::unavailable);
+  write(0, 1, 8);
+  EXPECT_EQ(take(), range(0, 1)) << "the first goes on";
+  track({loop_.path()});
+  EXPECT_TRUE(marks_->adopted());
 }
 
 TEST_F(KernelMarksTest, HalfOfWhatWasPinnedIsNotTakenUp) {

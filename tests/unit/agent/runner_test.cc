@@ -643,6 +643,41 @@ TEST_F(RunnerTest, WithoutLeaveToFreezeItStaysFuzzyAndSaysWhatWouldHelp) {
   EXPECT_EQ(server_.epochs().back().consistency, pb::FUZZY);
 }
 
+std::atomic<int> refusals_left;
+Result<ChosenTracker> choose_later(const Config& config, const MachineId& machine, const std::string& boot_id,
+                                   SourceSet& sources, bool once, const Clock& clock) {
+  if (refusals_left-- > 0) return ChosenTracker{std::make_unique<DigestComparison>(), "the kernel has no memory", true};
+  return choose_restless(config, machine, boot_id, sources, once, clock);
+}
+
+TEST_F(RunnerTest, WhatTheKernelRefusedIsTriedAgain) {
+  protect({temp_.write("a.img", noise(41, 70'000))}, "interval_s = 0.1\n");
+  TempDir place;
+  restless_state = place / "calm";
+  std::filesystem::create_directories(restless_state);
+  std::ofstream(restless_state / "frozen") << "nothing is written to it";
+  refusals_left = 3;
+  RunOptions options;
+  options.choose = choose_later;
+  options.track_again = std::chrono::milliseconds(200);
+  std::stop_source stop;
+  std::thread agent([&] { (void)run_agent(config(), dir_, options, Clock::system(), stop.get_token()); });
+  const auto tracking = [&] {
+    const std::string text = read_text_file(dir_.status()).value_or("");
+    const auto report = parse_report(text, "status");
+    return report ? std::pair(report->tracking, report->tracking_reason) : std::pair(std::string(), std::string());
+  };
+  for (int i = 0; i < 6000 && tracking().first != "digests"; ++i) ::usleep(10'000);
+  EXPECT_EQ(tracking().second, "the kernel has no memory");
+  for (int i = 0; i < 6000 && tracking().first != "ebpf"; ++i) ::usleep(10'000);
+  EXPECT_EQ(tracking(), std::pair(std::string("ebpf"), std::string()));
+  const auto before = server_.epochs().size() + server_.unchanged();
+  for (int i = 0; i < 6000 && server_.epochs().size() + server_.unchanged() <= before; ++i) ::usleep(10'000);
+  EXPECT_GT(server_.epochs().size() + server_.unchanged(), before) << "and goes on";
+  stop.request_stop();
+  agent.join();
+}
+
 TEST(Runner, WhatIsTriedAgain) {
   const auto with = [](Code code) { return LinkEnd{Error{code, "", "", ""}, 0, false, false, ""}; };
   for (const Code code : {Code::unavailable, Code::timed_out, Code::not_found, Code::io, Code::protocol, Code::busy}) {
