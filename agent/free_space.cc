@@ -143,7 +143,7 @@ Result<std::vector<DataRange>> free_of(const std::vector<Mount>& mounts, dev_t d
   }
   if (!folder) return std::vector<DataRange>{};
   // What was deleted a moment ago is free for ext4 once that is in its log.
-  (void)::syncfs(folder.get());
+  if (!planted(Planted::free_space_unsynced) || kind != "xfs") (void)::syncfs(folder.get());
   auto extents = TIDEMARK_TRY(free_extents(folder.get(), kind, device));
   if (planted(Planted::free_space_unsynced)) return extents;
   // An ext4 that failed says so to fsync, not always to syncfs.
