@@ -100,7 +100,8 @@ class BlockDecoder {
 };
 
 // Encodes granules into a payload. zstd when it saves at least a sixteenth, raw otherwise, zero when all bytes are
-// zero (zero blocks that follow each other on the disk are merged into one). Keeps a zstd context: one per thread.
+// zero (zero blocks that follow each other on the disk are merged into one). After several blocks in a row that saved
+// too little only some are tried, until one of them saves enough. Keeps a zstd context: one per thread.
 class BlockEncoder {
  public:
   explicit BlockEncoder(const MachineId& machine, int zstd_level = 1);  // level 0: never compress

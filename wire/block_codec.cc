@@ -77,6 +77,8 @@ struct BlockEncoder::Impl {
   BlocksSummary summary;
   std::size_t last_zeroes = SIZE_MAX;  // offset of the last block's header when it is one of zeroes
   std::array<std::byte, limits::kBlockPlainSizeMax> compressed;
+  unsigned futile = 0;       // blocks in a row that saved too little
+  unsigned passed_over = 0;  // counts, while they are many
 
   void append(std::uint64_t first_granule, std::uint32_t granules, Encoding encoding,
               std::span<const std::byte> stored) {
@@ -97,6 +99,12 @@ struct BlockEncoder::Impl {
     ++summary.blocks;
     summary.plain_bytes += header.plain_size();
     summary.sum += hash;
+  }
+
+  // Trying costs several times what the rest of the encoding does.
+  bool worth_trying() {
+    constexpr unsigned kFutileMax = 8, kOneIn = 8;
+    return futile < kFutileMax || ++passed_over % kOneIn == 0;
   }
 
   // Takes the last block back when it is one of zeroes that ends where the next begins; the granules it covered.
@@ -147,11 +155,12 @@ void BlockEncoder::add(std::uint64_t first_granule, std::span<const std::byte> p
     add_zeroes(first_granule, granules);
     return;
   }
-  if (impl_->context != nullptr) {
+  if (impl_->context != nullptr && impl_->worth_trying()) {
     // Room for a saving of a sixteenth and no more: the library gives up as soon as it will not fit.
     const std::size_t room = plain.size() - plain.size() / 16;
     const std::size_t size =
         ZSTD_compress2(impl_->context.get(), impl_->compressed.data(), room, plain.data(), plain.size());
+    impl_->futile = ZSTD_isError(size) == 0 ? 0 : impl_->futile + 1;
     if (ZSTD_isError(size) == 0) {
       impl_->append(first_granule, static_cast<std::uint32_t>(granules), Encoding::zstd,
                     std::span(impl_->compressed).first(size));

@@ -108,6 +108,24 @@ TEST(BlockEncoder, StoresRawUnlessASixteenthIsSaved) {
   EXPECT_LE(blocks[1].header.stored_size, plain.size() - plain.size() / 16);
 }
 
+TEST(BlockEncoder, AfterManyThatSaveNothingOnlySomeAreTriedUntilOneSaves) {
+  auto made = encoder();
+  const auto random = noise(1), words = text(1);
+  std::uint64_t granule = 0;
+  const auto compresses = [&](const std::vector<std::byte>& plain) {
+    made.start(DiskId(2), EpochNumber(7));
+    made.add(granule++, plain);
+    return blocks_of(made.payload())[0].header.encoding == static_cast<int>(Encoding::zstd);
+  };
+  for (int i = 0; i < 7; ++i) EXPECT_FALSE(compresses(random));
+  EXPECT_TRUE(compresses(words)) << "seven are not many";
+  for (int i = 0; i < 100; ++i) EXPECT_FALSE(compresses(random));
+  int tries = 1;
+  while (!compresses(words)) ++tries;
+  EXPECT_LE(tries, 8);
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(compresses(words));
+}
+
 TEST(BlockEncoder, LevelZeroNeverCompresses) {
   auto made = encoder(0);
   made.add(0, text(16));
