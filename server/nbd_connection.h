@@ -57,6 +57,7 @@ class NbdConnection final : public net::TlsStream::Handler {
   void answer(Answer answer);
   // Of a read that NbdReads made: as it was carried out, or to be carried out by a worker.
   void read_done(Answer answer, const std::vector<storage::ByteRange>& zeroes);
+  void disk_took(std::chrono::steady_clock::duration time) { disk_took_ = time; }  // for such a read
 
  private:
   std::span<std::byte> read_space() override;
@@ -126,6 +127,7 @@ class NbdConnection final : public net::TlsStream::Handler {
   std::uint64_t next_read_ = 0;  // where a sequential reader goes on
   std::uint64_t ahead_ = 0;      // read ahead up to here
   unsigned sequential_ = 0;
+  std::optional<std::chrono::steady_clock::duration> disk_took_;  // the last time that the shard read itself
   std::uint64_t requests_ = 0, read_bytes_ = 0, written_bytes_ = 0;
   Time since_, received_, sent_;
   std::uint64_t sent_bytes_seen_ = 0;

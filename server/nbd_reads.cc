@@ -10,6 +10,7 @@ namespace tidemark::server {
 struct NbdReads::Slot {
   storage::AsyncRead read;
   std::uint64_t connection = 0;
+  NbdConnection::Time begun;
   std::shared_ptr<NbdExport> disk;  // while it is under way
   NbdConnection::Answer answer;
   std::vector<storage::ByteRange> zeroes;
@@ -38,6 +39,7 @@ bool NbdReads::begin(NbdConnection& of, const std::shared_ptr<NbdExport>& disk, 
     case storage::AsyncRead::Begun::reading:
       free_.pop_back();
       slot.connection = of.id();
+      slot.begun = std::chrono::steady_clock::now();
       slot.disk = disk;
       slot.answer = std::move(answer);
       break;
@@ -52,7 +54,10 @@ void NbdReads::finish(Slot& slot) {
   answer.status = slot.read.outcome();
   slot.disk.reset();
   free_.push_back(&slot);
-  if (auto* const to = clients_.find(slot.connection)) to->read_done(std::move(answer), zeroes);
+  if (auto* const to = clients_.find(slot.connection)) {
+    to->disk_took(std::chrono::steady_clock::now() - slot.begun);
+    to->read_done(std::move(answer), zeroes);
+  }
 }
 
 }  // namespace tidemark::server

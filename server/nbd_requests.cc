@@ -19,7 +19,8 @@ constexpr std::uint64_t kStatusBytesMax = 1_GiB;  // looked at for one answer, u
 constexpr std::uint64_t kAheadMax = 2_MiB;        // of a sequential reader
 constexpr std::uint64_t kAheadRequestMax = 128_KiB;  // who asks for more at a time has enough under way
 constexpr unsigned kSequentialMin = 2;
-constexpr std::size_t kTogetherMax = 8;  // reads of one job
+constexpr auto kFastDisk = std::chrono::microseconds(150);  // gives a read sooner than a worker could have it ready
+constexpr std::size_t kTogetherMax = 8;                     // reads of one job
 constexpr std::uint64_t kTogetherBytes = 1_MiB;
 constexpr std::uint64_t kGatherBytes = 64_KiB;  // less waits for company while two jobs are under way
 
@@ -283,7 +284,9 @@ void NbdConnection::read_ahead(const nbd::Request& request) {
   sequential_ = request.offset == next_read_ ? sequential_ + 1 : 0;
   next_read_ = end;
   if (sequential_ == 0) ahead_ = end;
+  if (sequential_ == 1) disk_took_.reset();  // what the first reads of a row tell
   if (sequential_ < kSequentialMin || request.length > kAheadRequestMax || under_way_ > 4) return;
+  if (disk_took_ && *disk_took_ < kFastDisk) return;
   ahead_ = std::max(ahead_, end);
   const std::uint64_t size = export_->info().size;
   if (ahead_ >= size || ahead_ - end > kAheadMax / 2) return;
