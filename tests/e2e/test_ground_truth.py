@@ -27,8 +27,10 @@ from write_log import DISCARD, SECTOR, WriteLog
 
 EXACT_CUTS = BIN.parent / "tests/exact_cuts"  # also an agent that can have bugs planted
 QUEUE = 4  # requests that the device takes at a time
-# Further ones wait for a place in the queue, one for each thread that writes: ours, the journal's, those that write back.
-ON_THEIR_WAY = QUEUE + 12
+# Further ones wait for a place in the queue, one for each thread that writes: ours, the journal's, those that write back and
+# discard. On a machine that was busy otherwise more than 16 were seen, and never more than 32.
+ON_THEIR_WAY = QUEUE + 28
+SIDE_BY_SIDE = 16  # entries of the log: the loop device writes a request segment by segment, and two at a time
 POINTS = int(os.environ.get("TIDEMARK_POINTS", 30))
 STAGING = '[storage]\nsegment_size = "8MiB"\nreserve_segments = 2\nfree_space_min = "16MiB"\nhigh_water = 1.0\nfull_water = 1.0\n'
 CUT_WIDTH = 50e-6  # EbpfTracker::kCutWidthUs
@@ -135,6 +137,16 @@ class Truth:
         with open(disk.base, "rb") as file:
             self.base = file.read(disk.size - MARKS_SIZE)
         self.entries, self.versions, self.beats = len(log.entries), {}, beats
+        # Entries that follow each other on the disk, and nearly in the log, are one request.
+        self.request, self.begins, ends = array.array("q"), array.array("q"), {}  # of each entry; of each request
+        for i, entry in enumerate(log.entries):
+            last = ends.pop(entry.offset, None)
+            if last is None or i - last > SIDE_BY_SIDE:
+                self.begins.append(i)
+                self.request.append(len(self.begins) - 1)
+            else:
+                self.request.append(self.request[last])
+            ends[entry.offset + entry.size] = i
         self.beat_at = {}  # number -> its entry
         for i, entry in enumerate(log.entries):
             data = bytes(entry.size) if entry.flags & DISCARD else os.pread(log.file, entry.size, entry.data)
@@ -164,6 +176,14 @@ class Truth:
 
     def judge(self, image, cut):
         """How many entries the image holds: the first and the last number that fits; and what is wrong, or None."""
+        done, wrong = self.judge_with(image, cut, ON_THEIR_WAY)
+        if wrong:
+            for more in (2, 4, 16, 256):
+                if not self.judge_with(image, cut, more * ON_THEIR_WAY)[1]:
+                    return done, f"{wrong} (with {more * ON_THEIR_WAY} requests on their way it would be)"
+        return done, wrong
+
+    def judge_with(self, image, cut, on_their_way):
         fits = array.array("q", bytes(8 * (self.entries + 2)))  # differences: at how many sectors a number fits, less the one before
         for number, versions in self.versions.items():
             held = hash(image[number * SECTOR:(number + 1) * SECTOR])
@@ -172,7 +192,9 @@ class Truth:
                 if content != held:
                     continue
                 upto = versions[i + 1][0] if i + 1 < len(versions) else self.entries + 1  # one past
-                begin = max(since - ON_THEIR_WAY, end, 0)
+                # One that is on its way may be there already: before `since` entries are done.
+                earliest = self.begins[max(self.request[since - 1] - on_their_way + 1, 0)] if since else 0
+                begin = max(min(earliest, since), end)
                 if begin < upto:
                     fits[begin] += 1
                     fits[upto] -= 1
