@@ -109,7 +109,7 @@ bool Rig::prepare() {
   if (::geteuid() != 0) return fmt::print("skipped: not root\n"), false;
   const std::uint64_t sizes[] = {kRawSize, kRawSize, 32 << 20, 64 << 20};
   for (std::size_t i = 0; i < 4; ++i) {
-    loops_.push_back(std::make_unique<agent::LoopDevice>(temp_, fmt::format("disk{}", i), sizes[i]));
+    loops_.push_back(std::make_unique<agent::LoopDevice>(temp_, fmt::format("disk{}", i), sizes[i], i % 2 == 1));
     if (!loops_[i]->why_not().empty()) return fmt::print("skipped: {}\n", loops_[i]->why_not()), false;
   }
   std::filesystem::create_directories(temp_ / "bpf");

@@ -19,8 +19,10 @@ namespace tidemark::agent {
 
 class LoopDevice {
  public:
-  // Attaches `size` bytes of a new sparse file of `dir`.
-  LoopDevice(const TempDir& dir, const std::string& name, std::uint64_t size) : file_(dir.write(name, "")) {
+  // Attaches `size` bytes of a new sparse file of `dir`. `direct`: past the page cache where the file system can, so that
+  // requests are under way side by side, as on a disk; else they are done one after the other.
+  LoopDevice(const TempDir& dir, const std::string& name, std::uint64_t size, bool direct = false)
+      : file_(dir.write(name, "")) {
     std::filesystem::resize_file(file_, size);
     if (::geteuid() != 0) {
       why_not_ = "not root";
@@ -35,6 +37,7 @@ class LoopDevice {
       FileDescriptor device(::open(path_.c_str(), O_RDWR | O_CLOEXEC));
       loop_config config{};
       config.fd = static_cast<__u32>(backing.get());
+      if (direct) config.info.lo_flags = LO_FLAGS_DIRECT_IO;
       if (device && ::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) {
         device_ = std::move(device);
         return;
