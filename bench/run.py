@@ -48,7 +48,7 @@ MEASUREMENTS = {
     "clones": (store.clones, "clone of 1 TiB, 10 million extents, 60 points", None),
     "nbd": (nbd, "clones and points over NBD, export, boot", None),
     "restart": (store.restart, "restart after kill -9 under load: until every partition serves", 2),
-    "replay": (store.replay, "a trace over a month: space and bytes written", None),
+    "replay": (store.replay, "a trace over the ladder: space and bytes written", None),
     "tracking": (tracking.tracking, "tracking: CPU of the programs in the kernel, at 10,000 writes a second", 2),
     "slow_disk_memory": (store.slow_disk_memory, "1,000 sessions pushing at a slow disk: server memory", store.MEMORY_BOUND_MIB),
     "other_disk": (store.other_disk, "beside machines that push at another, slow disk: ack p99 over that without", 2),
