@@ -19,8 +19,8 @@ namespace tidemark::agent {
 
 class LoopDevice {
  public:
-  // Attaches `size` bytes of a new sparse file of `dir`. `direct`: past the page cache where the file system can, so that
-  // requests are under way side by side, as on a disk; else they are done one after the other.
+  // Attaches `size` bytes of a new sparse file of `dir`. `direct`: past the page cache where the file system can, so
+  // that requests are under way side by side, as on a disk; else they are done one after the other.
   LoopDevice(const TempDir& dir, const std::string& name, std::uint64_t size, bool direct = false)
       : file_(dir.write(name, "")) {
     std::filesystem::resize_file(file_, size);
