@@ -82,7 +82,8 @@ json partition_json(PartitionId id, const storage::Partition::Stats& stats) {
           {"index_bytes", stats.index.disk_bytes}};
 }
 
-// Where the bytes of a partition's machines are. On the caller's thread: the index may have to be read.
+// Where the bytes of a partition's machines are, all of one moment. On the caller's thread: the index may have to be
+// read.
 void add_places(const storage::Partition& partition, std::map<MachineId, json>& to) {
   const auto spaces = partition.machine_space();
   std::vector<MachineId> machines;
@@ -90,7 +91,9 @@ void add_places(const storage::Partition& partition, std::map<MachineId, json>& 
   for (const auto& space : spaces) machines.push_back(space.machine);
   const auto index_bytes = partition.index_bytes(machines);
   for (std::size_t i = 0; i < spaces.size(); ++i)
-    to[machines[i]] = {{"stored_log_bytes", spaces[i].stored_bytes - spaces[i].cold_bytes},
+    to[machines[i]] = {{"logical_bytes", spaces[i].logical_bytes},
+                       {"stored_bytes", spaces[i].stored_bytes},
+                       {"stored_log_bytes", spaces[i].stored_bytes - spaces[i].cold_bytes},
                        {"stored_cold_bytes", spaces[i].cold_bytes},
                        {"index_bytes", index_bytes[i]}};
 }
@@ -123,9 +126,9 @@ Result<json> space_of_all(Node& node) {
             [](const auto& a, const auto& b) { return a.space.stored_bytes > b.space.stored_bytes; });
   json list = json::array();
   for (const auto& machine : machines) {
-    totals["logical_bytes"] = totals["logical_bytes"].get<std::uint64_t>() + machine.space.logical_bytes;
     json one = space_to_json(machine.space);
     if (const auto place = places.find(machine.id); place != places.end()) one.update(place->second);
+    totals["logical_bytes"] = totals["logical_bytes"].get<std::uint64_t>() + one["logical_bytes"].get<std::uint64_t>();
     one["id"] = machine.id.to_string();
     one["name"] = machine.name;
     list.push_back(std::move(one));
