@@ -179,7 +179,6 @@ void PartitionHost::adopt(storage::Partition::Opened opened) {
   share(partition_);
   index_rebuilt_ = !opened.index_rebuilt.empty();
   index_damage_.clear();
-  state_ = State::serving;
   last_reports_.clear();
   damage_version_ = 0;
   damaged_.clear();
@@ -193,6 +192,7 @@ void PartitionHost::adopt(storage::Partition::Opened opened) {
   partition_->for_each_machine(load_name);
   partition_->for_each_clone(load_name);
   shard_.node().occupancy.tell(id_, machine_count());
+  state_ = State::serving;  // who sees that finds the machines by their names
   if (retention_) {
     retention_->opened_again();
   } else {
